@@ -1,0 +1,1 @@
+//! The reference twins: every operation on the CPU, in f32.

@@ -1,0 +1,295 @@
+//! A device with one in-order queue, and the operations that a decoder and a sparse pre-fill need.
+//!
+//! This layer knows buffers and [`params`] only: no tensors, no models, no patterns. [`crate::ops`] is its checked
+//! front; nothing else calls it. Operations enqueue and return; only [`Backend::download`] and
+//! [`Backend::synchronize`] wait. Every operation has one stem everywhere: `Backend::rope`, `ops::rope`,
+//! `backend/cpu/rope.rs`, `shaders/rope.wgsl`, `shaders/cuda/rope.cu`.
+
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod params;
+pub mod traced;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
+
+use crate::{DType, Result};
+use params::*;
+use std::ops::Range;
+
+/// What a device is and can do.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceInfo {
+    /// As `--device` names it: `cpu`, `wgpu:0`, `cuda:0`.
+    pub id: String,
+    /// `cpu`, `wgpu` or `cuda`.
+    pub backend: &'static str,
+    /// The interface beneath: `vulkan`, `metal`, `dx12`, `cuda`, `rayon`.
+    pub api: String,
+    /// The vendor's name for it.
+    pub name: String,
+    /// Memory of the device, or what the backend may use of it, in bytes; 0 where the driver does not tell.
+    pub memory_bytes: u64,
+    /// Whether the device computes on this machine's CPU (a software adapter included).
+    pub is_cpu: bool,
+    /// Lanes of a subgroup, 0 where there are none.
+    pub subgroup: u32,
+    /// Whether shaders have 16-bit floats.
+    pub f16: bool,
+    /// Shape and types of the cooperative matrices in use, empty where there are none.
+    pub cooperative_matrix: String,
+    /// The kernel tier in use: `coop16`, `coop8`, `subgroup`, `plain`; `cpu`; `sm_80`, `sm_90a`.
+    pub tier: String,
+}
+
+/// Bytes allocated through a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStats {
+    /// Live now.
+    pub current: u64,
+    /// Most ever live since the last [`Backend::reset_peak`].
+    pub peak: u64,
+}
+
+/// A part of a buffer to read.
+pub struct Slice<'a, B: Backend + ?Sized> {
+    /// The buffer.
+    pub buffer: &'a B::Buffer,
+    /// Where the part begins, in bytes.
+    pub byte_offset: usize,
+    /// How long it is, in bytes.
+    pub byte_len: usize,
+    /// Its elements.
+    pub dtype: DType,
+}
+
+impl<B: Backend + ?Sized> Clone for Slice<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<B: Backend + ?Sized> Copy for Slice<'_, B> {}
+
+/// A part of a buffer to write.
+pub struct SliceMut<'a, B: Backend + ?Sized> {
+    /// The buffer.
+    pub buffer: &'a mut B::Buffer,
+    /// Where the part begins, in bytes.
+    pub byte_offset: usize,
+    /// How long it is, in bytes.
+    pub byte_len: usize,
+    /// Its elements.
+    pub dtype: DType,
+}
+
+impl<B: Backend + ?Sized> SliceMut<'_, B> {
+    /// The same part for a shorter time.
+    pub fn reborrow(&mut self) -> SliceMut<'_, B> {
+        SliceMut {
+            buffer: &mut *self.buffer,
+            byte_offset: self.byte_offset,
+            byte_len: self.byte_len,
+            dtype: self.dtype,
+        }
+    }
+}
+
+/// What the patterns chose, as [`Backend::build_index`] reads it. Parts that no head of the call uses hold one element.
+pub struct IndexChoice<'a, B: Backend + ?Sized> {
+    /// `[n_heads]` of [`HeadPlan`], u32 x 4.
+    pub plan: Slice<'a, B>,
+    /// u32 `[n_heads, 64 * column_tiles]`, ascending, padded with `u32::MAX`.
+    pub columns: Slice<'a, B>,
+    /// u32 `[n_heads, offset_capacity]`, ascending, padded with `u32::MAX`.
+    pub offsets: Slice<'a, B>,
+    /// u32 `[n_heads]`: how many of `offsets` are real.
+    pub offset_count: Slice<'a, B>,
+    /// u32 `[n_heads, row_blocks, block_words]`: bit `c % 32` of word `c / 32` is set where key block `c` is chosen.
+    pub block_mask: Slice<'a, B>,
+}
+
+/// A sparse index on the device, to read: see [`crate::index::SparseIndex`] for the shapes.
+pub struct IndexSlices<'a, B: Backend + ?Sized> {
+    /// u32 `[n_heads, row_blocks, 2]`: first range and number of ranges of each row block.
+    pub row_ranges: Slice<'a, B>,
+    /// u32 `[range_budget + n_heads * row_blocks, 2]`: start and end (exclusive) of each range.
+    pub ranges: Slice<'a, B>,
+    /// u32 `[n_heads, 64 * column_tiles]`: each head's columns, ascending, padded with `u32::MAX`.
+    pub columns: Slice<'a, B>,
+    /// u32 `[n_heads, row_blocks, column_tiles, 2]`: which of them each row block computes (low word first).
+    pub keep: Slice<'a, B>,
+    /// u32 `[n_heads, 2]`: `n_init`, `n_local` of an element-exact window, `u32::MAX` twice where there is none.
+    pub window: Slice<'a, B>,
+}
+
+impl<B: Backend + ?Sized> Clone for IndexSlices<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<B: Backend + ?Sized> Copy for IndexSlices<'_, B> {}
+
+/// The same, to write, with the pair counts that come out on the way.
+pub struct IndexSlicesMut<'a, B: Backend + ?Sized> {
+    /// As in [`IndexSlices`].
+    pub row_ranges: SliceMut<'a, B>,
+    /// As in [`IndexSlices`].
+    pub ranges: SliceMut<'a, B>,
+    /// As in [`IndexSlices`].
+    pub keep: SliceMut<'a, B>,
+    /// As in [`IndexSlices`].
+    pub window: SliceMut<'a, B>,
+    /// u32 `[n_heads, row_blocks]`: pairs computed by each row block, clipped to `j <= i < N`.
+    pub pairs: SliceMut<'a, B>,
+}
+
+/// A device with one in-order queue. Operations enqueue and return; only `download` and `synchronize` wait.
+///
+/// Shapes are documented with each operation's parameters. `act` stands for [`Backend::activation`].
+pub trait Backend: Sized + Send + Sync + 'static {
+    /// Device memory.
+    type Buffer: Send + Sync;
+
+    /// What the device is.
+    fn info(&self) -> &DeviceInfo;
+
+    /// How activations, K and V are stored: f32 on the CPU, f16 or f32 on wgpu, f16 or bf16 on CUDA.
+    /// The residual stream, norm weights, biases, scores and logits are f32 everywhere.
+    fn activation(&self) -> DType;
+
+    /// Whether matrices of this type can stay as they are; others are converted at load.
+    fn accepts_weight(&self, dtype: DType) -> bool;
+
+    /// Bytes allocated through this backend.
+    fn memory(&self) -> MemoryStats;
+
+    /// Starts a new peak from what is live now.
+    fn reset_peak(&self);
+
+    /// Uninitialised device memory.
+    fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;
+
+    /// Device memory with this content.
+    fn upload(&self, bytes: &[u8]) -> Result<Self::Buffer>;
+
+    /// Overwrites part of a buffer, in queue order.
+    fn write(&self, buffer: &mut Self::Buffer, byte_offset: usize, bytes: &[u8]) -> Result<()>;
+
+    /// Waits for everything enqueued and copies bytes back.
+    fn download(&self, buffer: &Self::Buffer, bytes: Range<usize>) -> impl Future<Output = Result<Vec<u8>>> + Send;
+
+    /// Hands enqueued work to the device.
+    fn flush(&self) -> Result<()>;
+
+    /// Waits for everything enqueued.
+    fn synchronize(&self) -> Result<()>;
+
+    /// ids u32, table any weight type, out f32 `[n_tokens, hidden]`.
+    fn embed(&self, p: &EmbedParams, ids: Slice<Self>, table: Slice<Self>, out: SliceMut<Self>) -> Result<()>;
+
+    /// x f32 or act, weight f32, out act or f32.
+    fn rms_norm(&self, p: &RmsNormParams, x: Slice<Self>, weight: Slice<Self>, out: SliceMut<Self>) -> Result<()>;
+
+    /// x act, w any weight type `[n, k]`, bias f32 `[n]`, out act or f32.
+    fn matmul(
+        &self,
+        p: &MatmulParams,
+        x: Slice<Self>,
+        w: Slice<Self>,
+        bias: Option<Slice<Self>>,
+        out: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// turns u32 `[rotary_dim / 2, 2]` (low word first), x act in place.
+    fn rope(&self, p: &RopeParams, turns: Slice<Self>, x: SliceMut<Self>) -> Result<()>;
+
+    /// gate_up act `[rows, 2 * ffn]`, out act `[rows, ffn]`.
+    fn silu_mul(&self, p: &SiluMulParams, gate_up: Slice<Self>, out: SliceMut<Self>) -> Result<()>;
+
+    /// x f32 or act, out f32.
+    fn add(&self, p: &AddParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()>;
+
+    /// f32, f16, bf16 to f32 or act.
+    fn cast(&self, p: &CastParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()>;
+
+    /// k, v act; caches act.
+    fn append_kv(
+        &self,
+        p: &AppendKvParams,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        k_cache: SliceMut<Self>,
+        v_cache: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// plan `[n_heads]`, q, k act; column_score, offset_score f32 `[n_heads, kv_len]`, written for vertical-slash heads only.
+    fn score_last_queries(
+        &self,
+        p: &ScoreLastQueriesParams,
+        plan: Slice<Self>,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        column_score: SliceMut<Self>,
+        offset_score: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// scores f32 `[rows, len]`, counts u32 `[rows]` (0 skips the row), indices u32 `[rows, capacity]`, ascending, padded
+    /// with `u32::MAX` to the capacity. Ties: higher value, then lower index.
+    fn select_top_k(
+        &self,
+        p: &SelectTopKParams,
+        scores: Slice<Self>,
+        counts: Slice<Self>,
+        indices: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// x act, out f32 `[n_heads, blocks, head_dim]`.
+    fn pool_blocks(&self, p: &PoolBlocksParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()>;
+
+    /// pooled_q f32 `[n_heads, row_blocks, head_dim]`, pooled_k f32 `[n_kv_heads, key_blocks, head_dim]`,
+    /// scores f32 `[n_heads, band_len, key_blocks]`: dot products, -inf at key blocks that begin after the row block's last query.
+    /// Rows of heads that are not block-sparse are not written.
+    fn score_blocks(
+        &self,
+        p: &ScoreBlocksParams,
+        plan: Slice<Self>,
+        pooled_q: Slice<Self>,
+        pooled_k: Slice<Self>,
+        scores: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// The best `plan.a` key blocks of each row block of the band, as bits: block_mask u32 `[n_heads, row_blocks, ceil(key_blocks / 32)]`.
+    /// Where `q_start` is not a multiple of 64, the block that holds the row block's first query is always in.
+    fn select_blocks(
+        &self,
+        p: &ScoreBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// The official conversion for vertical-slash heads (`reference`: csrc/vertical_slash_index.cu), and the like for the others.
+    fn build_index(&self, p: &BuildIndexParams, choice: IndexChoice<Self>, out: IndexSlicesMut<Self>) -> Result<()>;
+
+    /// q, k, v act; out act or f32; lse f32 `[n_heads, q_len]`, natural logarithm. A row without any key gives zeros and -inf.
+    fn attention(
+        &self,
+        p: &AttentionParams,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        index: IndexSlices<Self>,
+        out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
+    ) -> Result<()>;
+
+    /// Few queries (`q_len` of 1 as a rule) over all their causal keys, split along the keys. No index is read.
+    fn decode_attention(
+        &self,
+        p: &AttentionParams,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        out: SliceMut<Self>,
+    ) -> Result<()>;
+}

@@ -1,0 +1,283 @@
+//! The numbers of each operation: the same bytes are the Rust struct, the WGSL immediate or uniform and the CUDA
+//! kernel's argument, so only `u32` and `f32` fields are allowed. Lengths are in elements unless a name says bytes.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Queries per row block and keys per key block: the granularity of a sparse index (paper, section 3; official kernels).
+pub const BLOCK: usize = 64;
+
+macro_rules! params {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? })*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $ty),* }
+
+        impl $name {
+            /// Field names in order, for the test that compares them with the shaders' structs.
+            pub const FIELDS: &'static [&'static str] = &[$(stringify!($field)),*];
+        }
+    )*};
+}
+
+params! {
+    /// `out[i, :] = table[ids[i], :]`.
+    EmbedParams {
+        /// Tokens.
+        n_tokens: u32,
+        /// Columns of the table.
+        hidden: u32,
+        /// Rows of the table; ids are below it.
+        vocab: u32,
+    }
+
+    /// `out[r, c] = x[r, c] / sqrt(mean(x[r, :]^2) + eps) * weight[c]`.
+    RmsNormParams {
+        /// Rows.
+        rows: u32,
+        /// Columns.
+        cols: u32,
+        /// Distance between rows of `x`.
+        x_stride: u32,
+        /// Distance between rows of `out`.
+        out_stride: u32,
+        /// Added inside the root.
+        eps: f32,
+    }
+
+    /// `out[r, c] (+)= sum_k x[r, k] * w[c, k] + bias[c]`.
+    MatmulParams {
+        /// Rows of `x` and `out`.
+        m: u32,
+        /// Columns of `out`: rows of `w`.
+        n: u32,
+        /// Inner length: columns of `x` and `w`.
+        k: u32,
+        /// Distance between rows of `x`.
+        x_stride: u32,
+        /// Distance between rows of `out`.
+        out_stride: u32,
+        /// 1 adds to what `out` holds (the residual), 0 overwrites it.
+        accumulate: u32,
+    }
+
+    /// Rotary position embedding in place.
+    ///
+    /// The angle of pair `i` at position `p` is `2 pi * frac(p * turns[i] / 2^64)` turns, where `turns[i]` is the
+    /// frequency in turns per position as a 64-bit fraction: exact at any position, in integers, with no table.
+    RopeParams {
+        /// Tokens.
+        n_tokens: u32,
+        /// Heads.
+        n_heads: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Leading elements of a head that rotate (even).
+        rotary_dim: u32,
+        /// Distance between tokens of `x`.
+        row_stride: u32,
+        /// Position of the first token.
+        position_start: u32,
+        /// 1: pairs are (2i, 2i + 1), 0: (i, i + rotary_dim / 2).
+        interleaved: u32,
+        /// Multiplies cosine and sine (YaRN, LongRoPE); 1 otherwise.
+        attention_factor: f32,
+    }
+
+    /// `out[r, c] = silu(gate_up[r, c]) * gate_up[r, ffn + c]`.
+    SiluMulParams {
+        /// Rows.
+        rows: u32,
+        /// Columns of `out`; `gate_up` has twice as many.
+        ffn: u32,
+    }
+
+    /// `out[i] += x[i]`.
+    AddParams {
+        /// Elements.
+        len: u32,
+    }
+
+    /// `out[i] = x[i]` in another element type.
+    CastParams {
+        /// Elements.
+        len: u32,
+    }
+
+    /// Copies `k`, `v` `[n_tokens, n_kv_heads, head_dim]` into the caches `[n_kv_heads, capacity, head_dim]`.
+    AppendKvParams {
+        /// Tokens.
+        n_tokens: u32,
+        /// KV heads.
+        n_kv_heads: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Distance between tokens of `k` and of `v`.
+        row_stride: u32,
+        /// Tokens a cache can hold.
+        capacity: u32,
+        /// Where the first token goes.
+        position: u32,
+    }
+
+    /// Column and offset scores of each head from the last queries (paper, Algorithm 2).
+    ScoreLastQueriesParams {
+        /// Query heads.
+        n_heads: u32,
+        /// KV heads; query head `h` reads KV head `h / (n_heads / n_kv_heads)`.
+        n_kv_heads: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Queries in `q`.
+        q_len: u32,
+        /// Keys.
+        kv_len: u32,
+        /// Key position of the first query.
+        q_start: u32,
+        /// Queries that score: the last `last_q` of `q`, at most 64.
+        last_q: u32,
+        /// Softmax scale.
+        scale: f32,
+        /// Distance between queries.
+        q_row_stride: u32,
+        /// Distance between query heads.
+        q_head_stride: u32,
+        /// Distance between keys.
+        k_row_stride: u32,
+        /// Distance between KV heads.
+        k_head_stride: u32,
+    }
+
+    /// The indices of the largest scores of each row, ascending.
+    SelectTopKParams {
+        /// Rows of `scores`, of `counts` and of the outputs.
+        rows: u32,
+        /// Scores per row.
+        len: u32,
+        /// Slots per row of the output; every count is at most this.
+        capacity: u32,
+        /// The first `forced` indices come before all others whatever their score.
+        forced: u32,
+    }
+
+    /// Mean of each block of 64 rows (a short last block is divided by 64 all the same).
+    PoolBlocksParams {
+        /// Heads of `x`.
+        n_heads: u32,
+        /// Rows of `x`.
+        len: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Distance between rows of `x`.
+        row_stride: u32,
+        /// Distance between heads of `x`.
+        head_stride: u32,
+        /// Blocks: `ceil(len / 64)`.
+        blocks: u32,
+    }
+
+    /// Scores of pooled query blocks against pooled key blocks, for a band of row blocks, and the choice among them.
+    ScoreBlocksParams {
+        /// Query heads.
+        n_heads: u32,
+        /// KV heads.
+        n_kv_heads: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Row blocks of the whole call.
+        row_blocks: u32,
+        /// Key blocks.
+        key_blocks: u32,
+        /// First row block of the band.
+        band_start: u32,
+        /// Row blocks of the band.
+        band_len: u32,
+        /// Key position of the first query.
+        q_start: u32,
+    }
+
+    /// Turns what the patterns chose into ranges, keep masks, windows and pair counts.
+    BuildIndexParams {
+        /// Query heads.
+        n_heads: u32,
+        /// Queries.
+        q_len: u32,
+        /// Keys.
+        kv_len: u32,
+        /// Key position of the first query.
+        q_start: u32,
+        /// Row blocks: `ceil(q_len / 64)`.
+        row_blocks: u32,
+        /// Tiles of 64 columns per head; `columns` holds `64 * column_tiles` a head.
+        column_tiles: u32,
+        /// Slots per head of `offsets`.
+        offset_capacity: u32,
+        /// 32-bit words per row block of `block_mask`.
+        block_words: u32,
+        /// Ranges that all rows may use together; a row that would pass it becomes dense in a slot kept for it.
+        range_budget: u32,
+    }
+
+    /// One attention layer over a sparse index, or one decoding step over all keys.
+    AttentionParams {
+        /// Query heads.
+        n_heads: u32,
+        /// KV heads; query head `h` reads KV head `h / (n_heads / n_kv_heads)`.
+        n_kv_heads: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Queries.
+        q_len: u32,
+        /// Keys.
+        kv_len: u32,
+        /// Key position of the first query; query `i` sees keys up to `q_start + i`.
+        q_start: u32,
+        /// Row blocks of the index.
+        row_blocks: u32,
+        /// Tiles of 64 columns per head in the index.
+        column_tiles: u32,
+        /// Softmax scale, 1 / sqrt of the true head_dim unless the model says otherwise.
+        scale: f32,
+        /// Distance between queries.
+        q_row_stride: u32,
+        /// Distance between query heads.
+        q_head_stride: u32,
+        /// Distance between keys.
+        k_row_stride: u32,
+        /// Distance between KV heads of `k`.
+        k_head_stride: u32,
+        /// Distance between values.
+        v_row_stride: u32,
+        /// Distance between KV heads of `v`.
+        v_head_stride: u32,
+        /// Distance between rows of `out`.
+        out_row_stride: u32,
+        /// Distance between heads of `out`.
+        out_head_stride: u32,
+        /// 1: the log-sum-exp of each row is written too.
+        write_lse: u32,
+    }
+
+    /// What one head computes: the device form of a pattern. `kind` is one of the `HeadPlan::*` constants.
+    HeadPlan {
+        /// Which pattern.
+        kind: u32,
+        /// A-shape `n_init`; vertical-slash columns; block-sparse `top_k`.
+        a: u32,
+        /// A-shape `n_local`; vertical-slash offsets.
+        b: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+
+impl HeadPlan {
+    /// Every causal pair.
+    pub const DENSE: u32 = 0;
+    /// The first `a` keys and the last `b`, element-exact.
+    pub const A_SHAPE: u32 = 1;
+    /// Columns and offsets, widened to blocks by the official rule.
+    pub const VERTICAL_SLASH: u32 = 2;
+    /// Chosen 64 x 64 blocks.
+    pub const BLOCK_SPARSE: u32 = 3;
+}

@@ -1,0 +1,1 @@
+//! Any backend, with each operation named, sized and timed.

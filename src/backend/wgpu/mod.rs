@@ -1,0 +1,1 @@
+//! WGSL compute shaders on Vulkan, Metal and DX12.

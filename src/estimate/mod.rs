@@ -1,0 +1,1 @@
+//! From patterns to an index: what each head computes for this prompt.
