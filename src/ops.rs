@@ -69,8 +69,51 @@ pub fn rms_norm<B: Backend>(b: &B, x: View<B>, weight: View<B>, eps: f32, out: V
     check_dtype(OP, "weight", &[DType::F32], weight.dtype())?;
     check_dtype(OP, "x", &[DType::F32, b.activation()], x.dtype())?;
     check_dtype(OP, "out", &[DType::F32, b.activation()], out.dtype())?;
-    let p = RmsNormParams { rows: rows as u32, cols: cols as u32, x_stride: cols as u32, out_stride: cols as u32, eps };
+    let p = RmsNormParams {
+        rows: rows as u32,
+        groups: 1,
+        cols: cols as u32,
+        x_stride: cols as u32,
+        out_stride: cols as u32,
+        eps,
+    };
     b.rms_norm(&p, x.slice(), weight.slice(), out.slice())
+}
+
+/// Root-mean-square norm of each head of a band by itself (Qwen3's norms of q and k): x act `[n, row]`, weight f32 `[D]`,
+/// out act `[n, out_row]`, written at the same columns.
+pub fn rms_norm_heads<B: Backend>(
+    b: &B,
+    x: View<B>,
+    band: HeadBand,
+    weight: View<B>,
+    eps: f32,
+    out: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "rms_norm_heads";
+    let ([n, row], [out_n, out_row]) = (dims(OP, "x", x.shape())?, dims(OP, "out", out.shape())?);
+    let end = band.column + band.heads * band.head_dim;
+    check(OP, "x", end <= row, format!("rows of at least {end}"), row)?;
+    check(OP, "out", out_n == n && end <= out_row, format!("[{n}, >= {end}]"), format!("[{out_n}, {out_row}]"))?;
+    check_shape(OP, "weight", [band.head_dim], weight.shape())?;
+    check_dtype(OP, "weight", &[DType::F32], weight.dtype())?;
+    check_dtype(OP, "x", &[b.activation()], x.dtype())?;
+    check_dtype(OP, "out", &[b.activation()], out.dtype())?;
+    let p = RmsNormParams {
+        rows: n as u32,
+        groups: band.heads as u32,
+        cols: band.head_dim as u32,
+        x_stride: row as u32,
+        out_stride: out_row as u32,
+        eps,
+    };
+    let (mut x, mut out) = (x.slice(), out.slice());
+    let (x_skip, out_skip) = (x.dtype.bytes(band.column), out.dtype.bytes(band.column));
+    x.byte_offset += x_skip;
+    x.byte_len -= x_skip;
+    out.byte_offset += out_skip;
+    out.byte_len -= out_skip;
+    b.rms_norm(&p, x, weight.slice(), out)
 }
 
 /// How [`matmul`] writes its result.

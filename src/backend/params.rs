@@ -31,11 +31,14 @@ params! {
         vocab: u32,
     }
 
-    /// `out[r, c] = x[r, c] / sqrt(mean(x[r, :]^2) + eps) * weight[c]`.
+    /// `out[r, g, c] = x[r, g, c] / sqrt(mean(x[r, g, :]^2) + eps) * weight[c]`: each group of a row by itself, one group
+    /// (the whole row) in the norms between layers, one a head in Qwen3's norms of q and k.
     RmsNormParams {
         /// Rows.
         rows: u32,
-        /// Columns.
+        /// Groups of `cols` columns in each row, side by side.
+        groups: u32,
+        /// Columns of a group.
         cols: u32,
         /// Distance between rows of `x`.
         x_stride: u32,
