@@ -179,6 +179,16 @@ pub struct Rope {
     pub attention_factor: f32,
 }
 
+/// A rotary frequency, in radians per position, as the 64-bit fraction of a turn that [`RopeParams`] counts in.
+///
+/// Whole turns drop out. The fraction keeps the 53 bits of the f64, so at position 1,048,575 the angle is right to
+/// 1e-9 radians. As a tensor, `turns` holds the low word first: `[t as u32, (t >> 32) as u32]`.
+pub fn turns_from_frequency(radians_per_position: f64) -> u64 {
+    let turns = (radians_per_position / std::f64::consts::TAU).rem_euclid(1.0);
+    // The product is below 2^64 and exact (a power of two); `as` would saturate, not wrap, if it were not.
+    (turns * 2f64.powi(64)) as u64
+}
+
 /// A band of heads in token-major rows: `heads` heads of `head_dim` beginning at element `column` of each row.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadBand {
@@ -476,8 +486,8 @@ pub fn pool_blocks<B: Backend>(
 /// The band of row blocks that one call of [`score_blocks`] and [`select_blocks`] works on, so that scores stay small.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockBand {
-    /// Row blocks of the whole call.
-    pub row_blocks: usize,
+    /// Queries of the whole call.
+    pub q_len: usize,
     /// First row block of the band.
     pub start: usize,
     /// Key position of the first query.
@@ -485,24 +495,30 @@ pub struct BlockBand {
 }
 
 impl BlockBand {
+    /// Row blocks of the whole call.
+    pub fn row_blocks(&self) -> usize {
+        self.q_len.div_ceil(BLOCK)
+    }
+
     fn params(&self, op: &'static str, scores: Shape, n_kv_heads: usize, head_dim: usize) -> Result<ScoreBlocksParams> {
         let [h, band_len, key_blocks] = dims(op, "scores", scores)?;
         check(
             op,
             "band",
-            self.start + band_len <= self.row_blocks,
-            format!("within {} row blocks", self.row_blocks),
+            self.start + band_len <= self.row_blocks(),
+            format!("within {} row blocks", self.row_blocks()),
             format!("{} + {band_len}", self.start),
         )?;
         Ok(ScoreBlocksParams {
             n_heads: h as u32,
             n_kv_heads: n_kv_heads as u32,
             head_dim: head_dim as u32,
-            row_blocks: self.row_blocks as u32,
+            row_blocks: self.row_blocks() as u32,
             key_blocks: key_blocks as u32,
             band_start: self.start as u32,
             band_len: band_len as u32,
             q_start: self.q_start as u32,
+            q_len: self.q_len as u32,
         })
     }
 }
@@ -521,7 +537,7 @@ pub fn score_blocks<B: Backend>(
     let ([h, r, d], [kv, c, kd]) = (dims(OP, "pooled_q", pooled_q.shape())?, dims(OP, "pooled_k", pooled_k.shape())?);
     let p = band.params(OP, scores.shape(), kv, d)?;
     check(OP, "pooled_k", kd == d && h % kv == 0, format!("[divides {h}, _, {d}]"), format!("[{kv}, {c}, {kd}]"))?;
-    check(OP, "pooled_q", r == band.row_blocks, format!("{} row blocks", band.row_blocks), r)?;
+    check(OP, "pooled_q", r == band.row_blocks(), format!("{} row blocks", band.row_blocks()), r)?;
     check(
         OP,
         "scores",
@@ -545,7 +561,7 @@ pub fn select_blocks<B: Backend>(
     let [h, _, c] = dims(OP, "scores", scores.shape())?;
     let p = band.params(OP, scores.shape(), 1, 0)?;
     check_shape(OP, "plan", [h, 4], plan.shape())?;
-    check_shape(OP, "block_mask", [h, band.row_blocks, c.div_ceil(32)], block_mask.shape())?;
+    check_shape(OP, "block_mask", [h, band.row_blocks(), c.div_ceil(32)], block_mask.shape())?;
     b.select_blocks(&p, plan.slice(), scores.slice(), block_mask.slice())
 }
 

@@ -233,8 +233,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
         offset_score: SliceMut<Self>,
     ) -> Result<()>;
 
-    /// scores f32 `[rows, len]`, counts u32 `[rows]` (0 skips the row), indices u32 `[rows, capacity]`, ascending, padded
-    /// with `u32::MAX` to the capacity. Ties: higher value, then lower index.
+    /// scores f32 `[rows, len]`, counts u32 `[rows]` (0 skips the row: its scores are not read and its indices mean
+    /// nothing), indices u32 `[rows, capacity]`, ascending, padded with `u32::MAX` to the capacity. Ties: higher value,
+    /// then lower index. NaN comes after every number.
     fn select_top_k(
         &self,
         p: &SelectTopKParams,
@@ -259,7 +260,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// The best `plan.a` key blocks of each row block of the band, as bits: block_mask u32 `[n_heads, row_blocks, ceil(key_blocks / 32)]`.
-    /// Where `q_start` is not a multiple of 64, the block that holds the row block's first query is always in.
+    /// Where `q_start` is not a multiple of 64, the block that holds the row block's first query is always one of them.
+    /// Ties and NaN as in [`Backend::select_top_k`]; only the band's rows of block-sparse heads are written.
     fn select_blocks(
         &self,
         p: &ScoreBlocksParams,

@@ -187,7 +187,7 @@ params! {
         n_kv_heads: u32,
         /// Elements of a head.
         head_dim: u32,
-        /// Row blocks of the whole call.
+        /// Row blocks of the whole call: `ceil(q_len / 64)`.
         row_blocks: u32,
         /// Key blocks.
         key_blocks: u32,
@@ -197,6 +197,8 @@ params! {
         band_len: u32,
         /// Key position of the first query.
         q_start: u32,
+        /// Queries of the whole call: the last row block may be short, and `kv_len` may go past it.
+        q_len: u32,
     }
 
     /// Turns what the patterns chose into ranges, keep masks, windows and pair counts.
