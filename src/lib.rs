@@ -5,11 +5,17 @@
 
 pub mod backend;
 mod dtype;
+#[cfg(feature = "cli")]
+pub mod embedded;
 mod error;
 pub mod estimate;
+pub mod eval;
+pub(crate) mod files;
 pub mod index;
 pub mod ops;
 pub mod pattern;
+#[cfg(feature = "cli")]
+pub mod plot;
 pub mod tensor;
 
 pub use dtype::DType;

@@ -1,0 +1,3 @@
+//! Evaluations: what a model still answers when its pre-fill is sparse.
+
+pub mod needle;

@@ -1,0 +1,40 @@
+//! Writing files whole or not at all.
+
+use crate::{Error, Result};
+use std::io::Write;
+use std::path::Path;
+
+/// Writes a temporary file in the same directory and renames it, so that no reader and no Ctrl-C ever sees half of it.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let io = |source| Error::io(path, source);
+    let mut file = tempfile::Builder::new().prefix(".minference-").tempfile_in(dir).map_err(io)?;
+    file.write_all(bytes).map_err(io)?;
+    // A temporary file is private to its owner; what replaces it should be as any new file.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(path).map_or(0o644, |m| m.permissions().mode());
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(mode)).map_err(io)?;
+    }
+    file.persist(path).map_err(|e| io(e.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_write_replaces_and_leaves_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.json");
+        super::write(&path, b"one").unwrap();
+        super::write(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let error = super::write(&dir.path().join("no/such/dir"), b"").unwrap_err();
+        assert!(error.to_string().contains("no/such/dir"), "{error}");
+    }
+}

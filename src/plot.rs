@@ -1,0 +1,171 @@
+//! Pictures: heat maps as PNG or SVG (kuva) and in the terminal.
+
+use crate::{Error, Result};
+use kuva::backend::{raster::RasterBackend, svg::SvgBackend};
+use kuva::plot::{ColorMap, Heatmap};
+use kuva::render::{figure::Figure, layout::Layout, plots::Plot};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A table of values in 0..=1, red where 0 and green where 1: the form of the paper's needle figure.
+#[derive(Clone, Debug)]
+pub struct HeatMap {
+    /// Above the map.
+    pub title: String,
+    /// Below the columns.
+    pub x_label: String,
+    /// Beside the rows.
+    pub y_label: String,
+    /// Labels, left to right.
+    pub columns: Vec<String>,
+    /// Labels, top to bottom.
+    pub rows: Vec<String>,
+    /// One list per row, one value per column.
+    pub values: Vec<Vec<f64>>,
+}
+
+/// Red, yellow, green at 0, 0.5, 1: told apart by lightness too, and close to the colours of the published figures.
+const STOPS: [[f64; 3]; 3] = [[215.0, 48.0, 39.0], [254.0, 224.0, 139.0], [26.0, 152.0, 80.0]];
+
+/// The colour of a value in 0..=1.
+fn colour(value: f64) -> [u8; 3] {
+    let at = value.clamp(0.0, 1.0) * 2.0;
+    let low = (at as usize).min(1);
+    let t = at - low as f64;
+    std::array::from_fn(|c| (STOPS[low][c] * (1.0 - t) + STOPS[low + 1][c] * t).round() as u8)
+}
+
+/// Text on a coloured ground, or plain where colours are off.
+pub fn painted(text: &str, value: f64, colours: bool) -> String {
+    let [r, g, b] = colour(value);
+    match colours {
+        true => format!("\x1b[48;2;{r};{g};{b}m\x1b[38;2;0;0;0m{text}\x1b[0m"),
+        false => text.to_string(),
+    }
+}
+
+impl HeatMap {
+    /// For a terminal: a cell shows its value in percent on its colour, or the value alone where colours are off.
+    pub fn terminal(&self, colours: bool) -> String {
+        let margin = self.rows.iter().map(|r| r.chars().count()).max().unwrap_or(0).max(self.y_label.chars().count());
+        let width = self.columns.iter().map(|c| c.chars().count()).max().unwrap_or(0).max(4) + 1;
+        let mut out = format!("{}\n{:>margin$} ", self.title, self.y_label);
+        for column in &self.columns {
+            out += &format!("{column:>width$}");
+        }
+        out += &format!("  {}\n", self.x_label);
+        for (row, values) in self.rows.iter().zip(&self.values) {
+            out += &format!("{row:>margin$} ");
+            for &value in values {
+                out += &painted(&format!("{:>width$}", format!("{:.0}", value * 100.0)), value, colours);
+            }
+            out.push('\n');
+        }
+        out
+    }
+
+    /// kuva scales colours to the least and greatest value of the data; a picture of right and wrong needs the same
+    /// colours whatever was found, so the colour map undoes that.
+    fn plot(&self) -> (Vec<Plot>, Layout) {
+        let all = || self.values.iter().flatten().copied();
+        let (least, greatest) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
+        let map = ColorMap::Custom(Arc::new(move |t| {
+            let [r, g, b] = colour(least + t * (greatest - least));
+            format!("#{r:02x}{g:02x}{b:02x}")
+        }));
+        let rows: Vec<_> = self.values.iter().rev().cloned().collect();
+        let plots = vec![Plot::Heatmap(Heatmap::new().with_data(rows).with_color_map(map).with_values())];
+        let mut layout = Layout::auto_from_plots(&plots)
+            .with_title(&self.title)
+            .with_x_label(&self.x_label)
+            .with_y_label(&self.y_label)
+            .with_x_categories(self.columns.clone())
+            .with_y_categories(self.rows.iter().rev().cloned().collect());
+        layout.show_colorbar = false;
+        (plots, layout)
+    }
+}
+
+/// Draws maps side by side, two in a row, into a `.png` or `.svg` file.
+///
+/// Fails on any other extension, and where a map is empty or ragged.
+pub fn save(path: &Path, title: &str, maps: &[HeatMap]) -> Result<()> {
+    for map in maps {
+        let (rows, columns) = (map.rows.len(), map.columns.len());
+        if rows == 0 || columns == 0 || map.values.len() != rows || map.values.iter().any(|v| v.len() != columns) {
+            return Err(Error::invalid(format!("plot: expected {rows} x {columns} values, found {:?}", map.values)));
+        }
+    }
+    let format = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+    if maps.is_empty() || !matches!(format.as_str(), "png" | "svg") {
+        let what = format!("{} maps as {format:?}", maps.len());
+        return Err(Error::invalid(format!("plot {}: expected maps and .png or .svg, found {what}", path.display())));
+    }
+    let across = maps.len().min(2);
+    let down = maps.len().div_ceil(across);
+    let (plots, layouts): (Vec<_>, Vec<_>) = maps.iter().map(HeatMap::plot).unzip();
+    let columns = maps.iter().map(|m| m.columns.len()).max().unwrap_or(1);
+    let rows = maps.iter().map(|m| m.rows.len()).max().unwrap_or(1);
+    let scene = Figure::new(down, across)
+        .with_title(title)
+        .with_plots(plots)
+        .with_layouts(layouts)
+        .with_cell_size(170.0 + 62.0 * columns as f64, 130.0 + 34.0 * rows as f64)
+        .render();
+    let bytes = match format.as_str() {
+        "svg" => SvgBackend.render_scene(&scene).into_bytes(),
+        _ => RasterBackend::new()
+            .with_scale(2.0)
+            .render_scene(&scene)
+            .map_err(|e| Error::invalid(format!("plot {}: {e}", path.display())))?,
+    };
+    crate::files::write(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map() -> HeatMap {
+        HeatMap {
+            title: "dense".into(),
+            x_label: "tokens".into(),
+            y_label: "depth".into(),
+            columns: vec!["8192".into(), "16384".into()],
+            rows: vec!["0 %".into(), "50 %".into(), "100 %".into()],
+            values: vec![vec![1.0, 0.0], vec![0.5, 1.0], vec![1.0, 1.0]],
+        }
+    }
+
+    #[test]
+    fn colours_run_from_red_to_green() {
+        assert_eq!(colour(-1.0), [215, 48, 39]);
+        assert_eq!(colour(0.5), [254, 224, 139]);
+        assert_eq!(colour(2.0), [26, 152, 80]);
+    }
+
+    #[test]
+    fn the_terminal_map_holds_every_value_and_label() {
+        let text = map().terminal(false);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "dense");
+        assert_eq!(lines[1], "depth   8192 16384  tokens");
+        assert_eq!(lines[3], " 50 %     50   100");
+        assert!(map().terminal(true).contains("\x1b[48;2;215;48;39m"));
+    }
+
+    #[test]
+    fn pictures_are_written_and_bad_requests_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let svg = dir.path().join("a.svg");
+        save(&svg, "needle", &[map(), map(), map()]).unwrap();
+        let text = std::fs::read_to_string(&svg).unwrap();
+        // Wrong is red although the least value of another map may be higher.
+        assert!(text.contains("#d73027") && text.contains("16384"), "{text}");
+        save(&dir.path().join("a.png"), "needle", &[map()]).unwrap();
+        assert_eq!(&std::fs::read(dir.path().join("a.png")).unwrap()[1..4], b"PNG");
+        assert!(save(&dir.path().join("a.gif"), "needle", &[map()]).unwrap_err().to_string().contains("\"gif\""));
+        let ragged = HeatMap { values: vec![vec![1.0]], ..map() };
+        assert!(save(&svg, "needle", &[ragged]).is_err());
+    }
+}
