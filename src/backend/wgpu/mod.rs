@@ -1,1 +1,360 @@
-//! WGSL compute shaders on Vulkan, Metal and DX12.
+//! The portable GPU backend: WGSL compute shaders through wgpu on Vulkan, Metal and DX12.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `context.rs` | adapters, limits, tier, compiled pipelines |
+//! | `queue.rs` | recording kernels and copies, waiting, reading back |
+//! | `link.rs` | shaders by concatenation, and the list of all of them |
+//! | `buffer.rs` | device memory and its account |
+//! | one per operation | which specialisation, which grid, which bands |
+//!
+//! Every device runs one [`Tier`], chosen from what it has. Operations split what exceeds the device's binding limit into
+//! bands, so that a 128 MiB limit gives the same results as 2 GiB.
+
+mod add;
+mod buffer;
+mod context;
+pub mod link;
+mod queue;
+
+pub use buffer::Buffer;
+
+use super::params::*;
+use super::{Backend, DeviceInfo, IndexChoice, IndexSlices, IndexSlicesMut, MemoryStats, Slice, SliceMut};
+use crate::{DType, Error, Result};
+use buffer::Binding;
+use context::Context;
+use link::Specialisation;
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// Which kernels a device runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tier {
+    /// The best that the device can run.
+    #[default]
+    Auto,
+    /// f32 storage, no subgroups: every device.
+    Plain,
+    /// f16 storage, subgroup operations, f32 arithmetic.
+    Subgroup,
+    /// The same, with 8 x 8 cooperative matrices, f16 into f32 (Apple).
+    Coop8,
+    /// The same, with 16 x 16 cooperative matrices, f16 into f32 (NVIDIA, AMD).
+    Coop16,
+}
+
+impl Tier {
+    /// As on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Plain => "plain",
+            Self::Subgroup => "subgroup",
+            Self::Coop8 => "coop8",
+            Self::Coop16 => "coop16",
+        }
+    }
+}
+
+impl std::str::FromStr for Tier {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        let all = [Self::Auto, Self::Plain, Self::Subgroup, Self::Coop8, Self::Coop16];
+        let found = all.into_iter().find(|tier| tier.name() == name);
+        found
+            .ok_or_else(|| Error::invalid(format!("tier: expected auto, plain, subgroup, coop8 or coop16, got {name}")))
+    }
+}
+
+/// How to open a device. The default is the best it can do; the rest is for tests and for narrowing down a fault.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Forces a tier; an error where the device cannot run it.
+    pub tier: Tier,
+    /// Pretends that a binding holds at most so many bytes (a multiple of 4).
+    pub max_binding_bytes: Option<u64>,
+    /// Pretends that a workgroup has at most so many bytes of shared memory.
+    pub max_workgroup_bytes: Option<u32>,
+    /// Keeps the run-time checks of indexes, loops and divisions in the shaders.
+    pub checked_shaders: bool,
+}
+
+/// What a device has that decides which specialisation of a shader it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// Never [`Tier::Auto`].
+    pub tier: Tier,
+    /// Fewest lanes of a subgroup, 0 where there are no subgroups.
+    pub subgroup_min: u32,
+    /// Most lanes of a subgroup.
+    pub subgroup_max: u32,
+    /// Bytes of workgroup memory.
+    pub workgroup_bytes: u32,
+}
+
+impl Traits {
+    /// Devices to validate every shader for, named after the kind of machine: what the tests go through.
+    pub const KNOWN: &'static [(&'static str, Traits)] = &[
+        ("plain", Self::of(Tier::Plain, 0, 0, 16384)),
+        ("lavapipe", Self::of(Tier::Subgroup, 8, 8, 32768)),
+        ("intel", Self::of(Tier::Subgroup, 8, 32, 32768)),
+        ("amd", Self::of(Tier::Subgroup, 32, 64, 65536)),
+        ("nvidia", Self::of(Tier::Subgroup, 32, 32, 49152)),
+        ("apple-coop8", Self::of(Tier::Coop8, 32, 32, 32768)),
+        ("nvidia-coop16", Self::of(Tier::Coop16, 32, 32, 49152)),
+    ];
+
+    const fn of(tier: Tier, subgroup_min: u32, subgroup_max: u32, workgroup_bytes: u32) -> Self {
+        Self { tier, subgroup_min, subgroup_max, workgroup_bytes }
+    }
+
+    /// Whether activations are f16: every tier but the plain one.
+    pub fn f16(&self) -> bool {
+        self.tier != Tier::Plain
+    }
+
+    /// Whether kernels may use subgroup operations.
+    pub fn subgroups(&self) -> bool {
+        self.tier != Tier::Plain
+    }
+
+    /// The type of activations.
+    pub fn activation(&self) -> DType {
+        if self.f16() { DType::F16 } else { DType::F32 }
+    }
+
+    /// The types that an operand "act or f32" can have, each once.
+    fn act_or_f32(&self) -> impl Iterator<Item = DType> + use<> {
+        let f16 = self.f16().then_some(DType::F16);
+        std::iter::once(DType::F32).chain(f16)
+    }
+
+    /// WGSL's name of an element type that kernels read as it is.
+    fn scalar(&self, dtype: DType) -> &'static str {
+        match dtype {
+            DType::F16 => "f16",
+            DType::U32 => "u32",
+            _ => "f32",
+        }
+    }
+
+    /// The fragment that stores a result of this type.
+    #[allow(dead_code, reason = "operations landing next use it")]
+    fn out(&self, dtype: DType) -> &'static str {
+        if dtype == DType::F16 { "out_f16" } else { "out_f32" }
+    }
+
+    /// The fragment with what an invocation knows of itself and, with subgroups, of its place in one.
+    #[allow(dead_code, reason = "operations landing next use it")]
+    fn invocation(&self) -> &'static str {
+        if self.subgroups() { "invocation_subgroup" } else { "invocation" }
+    }
+}
+
+/// Every shader in every form that a device of these traits can run, each once: what the tests validate for every API,
+/// and the only ones that pipelines are made from.
+pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
+    let mut list = Vec::new();
+    add::specialisations(traits, &mut list);
+    list.sort();
+    list.dedup();
+    list
+}
+
+/// Every adapter of this machine, as `minference devices` lists them. Empty where no driver is installed.
+pub fn devices() -> Vec<DeviceInfo> {
+    context::devices()
+}
+
+/// A GPU through wgpu.
+pub struct Wgpu {
+    context: Context,
+    recorder: Mutex<queue::Recorder>,
+}
+
+impl Wgpu {
+    /// Opens adapter `wgpu:number`, or the best one.
+    ///
+    /// [`Error::Unavailable`] where there is none, saying how to install a driver, or where it cannot run the tier asked.
+    pub fn new(number: Option<usize>, options: Options) -> Result<Self> {
+        Ok(Self { context: Context::open(number, &options)?, recorder: Mutex::default() })
+    }
+
+    /// Works on a device and queue that the caller made: an operator embedded in another engine, over the caller's buffers
+    /// ([`Buffer::wrap`]). The device needs `Features::IMMEDIATES` with 128 bytes; with `SHADER_F16`, `SUBGROUP` and
+    /// `SUBGROUP_BARRIER` it runs tier `subgroup`, else `plain`; a cooperative tier is named in the options.
+    ///
+    /// Work is recorded in command buffers of its own and handed over by [`Backend::flush`]. Its error handlers and
+    /// those of the caller do not meet.
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Self> {
+        let info = device.adapter_info();
+        Ok(Self { context: Context::adopt(device, queue, info, &options)?, recorder: Mutex::default() })
+    }
+
+    /// What decides which shaders run.
+    pub fn traits(&self) -> &Traits {
+        &self.context.traits
+    }
+
+    fn pending(&self, op: &str) -> Result<()> {
+        Err(Error::Unsupported(format!("{op} on wgpu")))
+    }
+}
+
+impl Backend for Wgpu {
+    type Buffer = Buffer;
+
+    fn info(&self) -> &DeviceInfo {
+        &self.context.info
+    }
+
+    fn activation(&self) -> DType {
+        self.context.traits.activation()
+    }
+
+    fn accepts_weight(&self, dtype: DType) -> bool {
+        matches!(dtype, DType::F32 | DType::F16)
+    }
+
+    fn memory(&self) -> MemoryStats {
+        self.context.account.stats()
+    }
+
+    fn reset_peak(&self) {
+        self.context.account.reset_peak();
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        self.create_buffer(bytes, false)
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Result<Buffer> {
+        self.upload_bytes(bytes)
+    }
+
+    fn write(&self, buffer: &mut Buffer, byte_offset: usize, bytes: &[u8]) -> Result<()> {
+        self.write_bytes(buffer, byte_offset, bytes)
+    }
+
+    async fn download(&self, buffer: &Buffer, bytes: Range<usize>) -> Result<Vec<u8>> {
+        self.download_bytes(buffer, bytes)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.submit()
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.wait()
+    }
+
+    fn embed(&self, _: &EmbedParams, _: Slice<Self>, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
+        self.pending("embed")
+    }
+
+    fn rms_norm(&self, _: &RmsNormParams, _: Slice<Self>, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
+        self.pending("rms_norm")
+    }
+
+    fn matmul(
+        &self,
+        _: &MatmulParams,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: Option<Slice<Self>>,
+        _: SliceMut<Self>,
+    ) -> Result<()> {
+        self.pending("matmul")
+    }
+
+    fn rope(&self, _: &RopeParams, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
+        self.pending("rope")
+    }
+
+    fn silu_mul(&self, _: &SiluMulParams, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
+        self.pending("silu_mul")
+    }
+
+    fn add(&self, p: &AddParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        add::add(self, p, x, out)
+    }
+
+    fn cast(&self, _: &CastParams, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
+        self.pending("cast")
+    }
+
+    fn append_kv(
+        &self,
+        _: &AppendKvParams,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: SliceMut<Self>,
+        _: SliceMut<Self>,
+    ) -> Result<()> {
+        self.pending("append_kv")
+    }
+
+    fn score_last_queries(
+        &self,
+        _: &ScoreLastQueriesParams,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: SliceMut<Self>,
+        _: SliceMut<Self>,
+    ) -> Result<()> {
+        self.pending("score_last_queries")
+    }
+
+    fn select_top_k(&self, _: &SelectTopKParams, _: Slice<Self>, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
+        self.pending("select_top_k")
+    }
+
+    fn pool_blocks(&self, _: &PoolBlocksParams, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
+        self.pending("pool_blocks")
+    }
+
+    fn score_blocks(
+        &self,
+        _: &ScoreBlocksParams,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: SliceMut<Self>,
+    ) -> Result<()> {
+        self.pending("score_blocks")
+    }
+
+    fn select_blocks(&self, _: &ScoreBlocksParams, _: Slice<Self>, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
+        self.pending("select_blocks")
+    }
+
+    fn build_index(&self, _: &BuildIndexParams, _: IndexChoice<Self>, _: IndexSlicesMut<Self>) -> Result<()> {
+        self.pending("build_index")
+    }
+
+    fn attention(
+        &self,
+        _: &AttentionParams,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: IndexSlices<Self>,
+        _: SliceMut<Self>,
+        _: Option<SliceMut<Self>>,
+    ) -> Result<()> {
+        self.pending("attention")
+    }
+
+    fn decode_attention(
+        &self,
+        _: &AttentionParams,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: Slice<Self>,
+        _: SliceMut<Self>,
+    ) -> Result<()> {
+        self.pending("decode_attention")
+    }
+}

@@ -1,0 +1,131 @@
+//! Device memory, its account, and the parts of it that a kernel binds.
+
+use crate::backend::{MemoryStats, Slice, SliceMut};
+use crate::{DType, Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Wgpu;
+
+/// Bytes allocated now and at most.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    current: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Account {
+    pub(super) fn add(&self, bytes: u64) {
+        let now = self.current.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(now, Ordering::Relaxed);
+    }
+
+    fn remove(&self, bytes: u64) {
+        self.current.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn stats(&self) -> MemoryStats {
+        MemoryStats { current: self.current.load(Ordering::Relaxed), peak: self.peak.load(Ordering::Relaxed) }
+    }
+
+    pub(super) fn reset_peak(&self) {
+        self.peak.store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// Device memory: a buffer of this backend, or part of one that the caller made.
+pub struct Buffer {
+    pub(super) raw: wgpu::Buffer,
+    /// Where it begins in `raw`, in bytes.
+    pub(super) offset: u64,
+    /// Its length in bytes, before rounding.
+    pub(super) len: u64,
+    /// Bytes to take off the account in the end; none for a caller's buffer.
+    account: Option<(Arc<Account>, u64)>,
+}
+
+impl Buffer {
+    /// A buffer that was just created, `raw.size()` bytes on the account.
+    pub(super) fn owned(raw: wgpu::Buffer, len: u64, account: &Arc<Account>) -> Self {
+        let size = raw.size();
+        account.add(size);
+        Self { raw, offset: 0, len, account: Some((account.clone(), size)) }
+    }
+
+    /// `len` bytes from `offset` of a buffer that the caller made on the same device, with usage `STORAGE`, `COPY_SRC`
+    /// and `COPY_DST`. The buffer's size and both numbers are multiples of 4, as every storage binding is.
+    pub fn wrap(raw: wgpu::Buffer, offset: u64, len: u64) -> Result<Self> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        if !raw.usage().contains(usage) {
+            return Err(Error::invalid(format!("a buffer to wrap needs usage {usage:?}, it has {:?}", raw.usage())));
+        }
+        if !offset.is_multiple_of(4)
+            || !len.is_multiple_of(4)
+            || offset.checked_add(len).is_none_or(|end| end > raw.size())
+        {
+            return Err(Error::invalid(format!(
+                "a part to wrap needs offset and length in multiples of 4 within {} bytes, it has {offset} and {len}",
+                raw.size()
+            )));
+        }
+        Ok(Self { raw, offset, len, account: None })
+    }
+
+    /// The wgpu buffer beneath.
+    pub fn raw(&self) -> &wgpu::Buffer {
+        &self.raw
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some((account, bytes)) = &self.account {
+            account.remove(*bytes);
+        }
+    }
+}
+
+/// A slice on its way into a kernel: like [`Slice`], read or written.
+#[derive(Clone, Copy)]
+pub(super) struct Binding<'a> {
+    pub(super) buffer: &'a Buffer,
+    pub(super) byte_offset: u64,
+    pub(super) byte_len: u64,
+    pub(super) dtype: DType,
+}
+
+impl Binding<'_> {
+    /// `byte_len` bytes from `byte_offset` of it.
+    pub(super) fn part(self, byte_offset: u64, byte_len: u64) -> Self {
+        Self { byte_offset: self.byte_offset + byte_offset, byte_len, ..self }
+    }
+
+    /// Where it begins in the wgpu buffer, in bytes.
+    pub(super) fn start(&self) -> u64 {
+        self.buffer.offset + self.byte_offset
+    }
+
+    #[allow(dead_code, reason = "operations landing next use it")]
+    /// Whether it begins at a multiple of so many bytes, so that a kernel may read it in vectors of that size.
+    pub(super) fn aligned(&self, bytes: u64) -> bool {
+        self.start().is_multiple_of(bytes)
+    }
+
+    /// Bytes of the unit in which kernels count: 4 for f32 and u32; 2 for the rest, quantised blocks included (all of
+    /// them are an even number of bytes).
+    pub(super) fn unit(&self) -> u64 {
+        if matches!(self.dtype, DType::F32 | DType::U32) { 4 } else { 2 }
+    }
+}
+
+impl<'a> From<Slice<'a, Wgpu>> for Binding<'a> {
+    fn from(s: Slice<'a, Wgpu>) -> Self {
+        Self { buffer: s.buffer, byte_offset: s.byte_offset as u64, byte_len: s.byte_len as u64, dtype: s.dtype }
+    }
+}
+
+impl<'a> From<SliceMut<'a, Wgpu>> for Binding<'a> {
+    fn from(s: SliceMut<'a, Wgpu>) -> Self {
+        Self { buffer: s.buffer, byte_offset: s.byte_offset as u64, byte_len: s.byte_len as u64, dtype: s.dtype }
+    }
+}

@@ -1,0 +1,251 @@
+//! Shaders by concatenation: a generated prelude (`const`, `alias`), the kernel, and the shared fragments it was given.
+//!
+//! Variants that need other code, not other numbers, are other fragments that define the same functions
+//! (`reduce_subgroup` and `reduce_workgroup`), because a subgroup operation does not even validate where the device
+//! lacks it. A [`Specialisation`] is the key of a pipeline, and [`super::specialisations`] lists all of them without a
+//! device: the tests compile exactly that list for every API, and the context builds pipelines for nothing else.
+
+use super::Traits;
+use crate::{Error, Result};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use std::fmt::Write;
+
+macro_rules! sources {
+    ($dir:literal: $($stem:literal)*) => {
+        &[$(($stem, include_str!(concat!("../../../", $dir, $stem, ".wgsl")))),*]
+    };
+}
+
+/// Kernels by stem. Every file of `shaders/` is here: a test compares.
+const KERNELS: &[(&str, &str)] = sources!("shaders/": "add");
+
+/// Fragments by stem: every file of `shaders/shared/`.
+const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
+    "invocation" "invocation_subgroup" "out_f16" "out_f32");
+
+/// Stems of all kernels that can be linked.
+pub fn kernels() -> impl Iterator<Item = &'static str> {
+    KERNELS.iter().map(|(stem, _)| *stem)
+}
+
+/// Stems of all fragments that can be linked.
+pub fn fragments() -> impl Iterator<Item = &'static str> {
+    FRAGMENTS.iter().map(|(stem, _)| *stem)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Definition {
+    Const(u32),
+    Alias(&'static str),
+}
+
+/// One kernel in one form.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Specialisation {
+    kernel: &'static str,
+    fragments: Vec<&'static str>,
+    definitions: Vec<(&'static str, Definition)>,
+    f16: bool,
+    coop: bool,
+}
+
+impl Specialisation {
+    /// A kernel for devices of these traits: `Elem`, the activation type, is defined, and f16 enabled where there is one.
+    pub fn new(kernel: &'static str, traits: &Traits) -> Self {
+        let elem = Definition::Alias(if traits.f16() { "f16" } else { "f32" });
+        Self { kernel, fragments: vec![], definitions: vec![("Elem", elem)], f16: traits.f16(), coop: false }
+    }
+
+    /// Links a file of `shaders/shared/`.
+    pub fn with(mut self, fragment: &'static str) -> Self {
+        self.fragments.push(fragment);
+        self
+    }
+
+    /// Defines `const name: u32`.
+    pub fn constant(mut self, name: &'static str, value: u32) -> Self {
+        self.definitions.push((name, Definition::Const(value)));
+        self
+    }
+
+    /// Defines `alias name = type`.
+    pub fn alias(mut self, name: &'static str, ty: &'static str) -> Self {
+        self.definitions.push((name, Definition::Alias(ty)));
+        self
+    }
+
+    /// Uses cooperative matrices.
+    pub fn cooperative(mut self) -> Self {
+        self.coop = true;
+        self
+    }
+
+    /// Whether it uses cooperative matrices, for which naga has no HLSL.
+    pub fn is_cooperative(&self) -> bool {
+        self.coop
+    }
+
+    /// The kernel's stem.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// A name that tells it from all others and can be a file's.
+    pub fn label(&self) -> String {
+        let mut label = self.kernel.to_string();
+        for (name, value) in &self.definitions {
+            let _ = match value {
+                Definition::Const(value) => write!(label, "-{name}_{value}"),
+                Definition::Alias(ty) => write!(label, "-{name}_{ty}"),
+            };
+        }
+        for fragment in &self.fragments {
+            let _ = write!(label, "-{fragment}");
+        }
+        label.replace(['<', '>'], "_")
+    }
+
+    /// The linked WGSL.
+    pub fn source(&self) -> Result<String> {
+        let find = |table: &[(&str, &'static str)], stem: &str| {
+            let file = table.iter().find(|(name, _)| *name == stem);
+            file.map(|(_, text)| *text).ok_or_else(|| Error::invalid(format!("no shader source named {stem}")))
+        };
+        let mut text = String::new();
+        if self.f16 {
+            text.push_str("enable f16;\n");
+        }
+        if self.coop {
+            // naga checks that cooperative operations are reached by all invocations under the rule of derivatives.
+            text.push_str("enable wgpu_cooperative_matrix;\ndiagnostic(off, derivative_uniformity);\n");
+        }
+        for (name, value) in &self.definitions {
+            let _ = match value {
+                Definition::Const(value) => writeln!(text, "const {name}: u32 = {value}u;"),
+                Definition::Alias(ty) => writeln!(text, "alias {name} = {ty};"),
+            };
+        }
+        text.push_str(find(KERNELS, self.kernel)?);
+        for fragment in &self.fragments {
+            text.push_str(find(FRAGMENTS, fragment)?);
+        }
+        Ok(text)
+    }
+
+    /// The linked WGSL, parsed and validated.
+    pub fn module(&self) -> Result<Module> {
+        let text = self.source()?;
+        let explain = |message: String| Error::invalid(format!("shader {}: {message}", self.label()));
+        let ir = naga::front::wgsl::parse_str(&text).map_err(|e| explain(e.emit_to_string(&text)))?;
+        let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+            .validate(&ir)
+            .map_err(|e| explain(e.emit_to_string(&text)))?;
+        Ok(Module { ir, info, text })
+    }
+}
+
+/// A parsed shader.
+pub struct Module {
+    /// naga's representation.
+    pub ir: naga::Module,
+    /// What the validator found.
+    pub info: naga::valid::ModuleInfo,
+    /// The WGSL it came from.
+    pub text: String,
+}
+
+/// One storage binding of a shader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindingInfo {
+    /// `@binding(index)`.
+    pub index: u32,
+    /// The variable's name.
+    pub name: String,
+    /// `read` and not `read_write`.
+    pub read_only: bool,
+}
+
+impl Module {
+    /// Storage bindings of group 0, by index.
+    pub fn bindings(&self) -> Vec<BindingInfo> {
+        let mut found: Vec<BindingInfo> = self
+            .ir
+            .global_variables
+            .iter()
+            .filter_map(|(_, var)| match (&var.binding, var.space) {
+                (Some(binding), naga::AddressSpace::Storage { access }) => Some(BindingInfo {
+                    index: binding.binding,
+                    name: var.name.clone().unwrap_or_default(),
+                    read_only: !access.contains(naga::StorageAccess::STORE),
+                }),
+                _ => None,
+            })
+            .collect();
+        found.sort_by_key(|b| b.index);
+        found
+    }
+
+    /// Members of the immediates' struct with their byte offsets, and its size.
+    pub fn immediates(&self) -> (Vec<(String, u32)>, u32) {
+        let var = self.ir.global_variables.iter().find(|(_, var)| var.space == naga::AddressSpace::Immediate);
+        let Some((_, var)) = var else { return (vec![], 0) };
+        match &self.ir.types[var.ty].inner {
+            naga::TypeInner::Struct { members, span } => {
+                (members.iter().map(|m| (m.name.clone().unwrap_or_default(), m.offset)).collect(), *span)
+            }
+            _ => (vec![], 0),
+        }
+    }
+}
+
+/// How `subgroupBarrier()` has to be spelled for a driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubgroupBarrier {
+    /// As naga writes it.
+    Plain,
+    /// With workgroup memory in its semantics. naga 30 writes SPIR-V with subgroup memory only, so that formally a
+    /// subgroup could not pass data through workgroup memory with it. Not on Metal: there the plain one does that, and
+    /// this one would add a barrier of the whole group.
+    OrdersWorkgroupMemory,
+    /// A memory barrier alone. lavapipe runs a subgroup as one vector, but counts a subgroup barrier as a workgroup's,
+    /// which gives wrong results in a branch that only some subgroups take.
+    MemoryOnly,
+}
+
+impl SubgroupBarrier {
+    /// Rewrites every `subgroupBarrier()` of a module.
+    pub fn apply(self, module: &mut naga::Module) {
+        if self == Self::Plain {
+            return;
+        }
+        module.functions.iter_mut().for_each(|(_, f)| self.rewrite(&mut f.body));
+        module.entry_points.iter_mut().for_each(|e| self.rewrite(&mut e.function.body));
+    }
+
+    fn rewrite(self, block: &mut naga::Block) {
+        use naga::{Barrier, Statement};
+        let old = std::mem::take(block);
+        for (mut statement, span) in old.span_into_iter() {
+            match &mut statement {
+                Statement::ControlBarrier(flags) if *flags == Barrier::SUB_GROUP => {
+                    statement = match self {
+                        Self::MemoryOnly => Statement::MemoryBarrier(Barrier::WORK_GROUP),
+                        _ => Statement::ControlBarrier(Barrier::SUB_GROUP | Barrier::WORK_GROUP),
+                    };
+                }
+                Statement::Block(inner) => self.rewrite(inner),
+                Statement::If { accept, reject, .. } => {
+                    self.rewrite(accept);
+                    self.rewrite(reject);
+                }
+                Statement::Loop { body, continuing, .. } => {
+                    self.rewrite(body);
+                    self.rewrite(continuing);
+                }
+                Statement::Switch { cases, .. } => cases.iter_mut().for_each(|case| self.rewrite(&mut case.body)),
+                _ => {}
+            }
+            block.push(statement, span);
+        }
+    }
+}
