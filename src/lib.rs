@@ -12,6 +12,7 @@ pub mod estimate;
 pub mod eval;
 pub(crate) mod files;
 pub mod index;
+pub mod model;
 pub mod ops;
 pub mod pattern;
 #[cfg(feature = "cli")]

@@ -1,0 +1,402 @@
+//! [`DecoderConfig`]: everything that the forward pass needs to know about a model, read from `config.json` in the form
+//! of transformers 5 (`rope_parameters`), in the form of the published checkpoints (`rope_theta`, `rope_scaling`), in
+//! ChatGLM's own, or from GGUF metadata.
+
+use super::family::{self, Family, Keys, Switch, Window};
+use super::fields::Fields;
+use super::rope::{RopeConfig, RopeScaling, longrope_attention_factor, yarn_attention_factor};
+use crate::{Error, Result};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// A decoder of the Llama kind: pre-norm, RMSNorm, rotary embedding, grouped queries, SiLU-gated MLP.
+#[derive(Clone, Debug)]
+pub struct DecoderConfig {
+    /// The family, for its tensor names.
+    pub family: &'static Family,
+    /// Layers.
+    pub n_layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; query head `h` reads `h / (n_heads / n_kv_heads)`.
+    pub n_kv_heads: usize,
+    /// Elements of a head. Not always `hidden / n_heads`.
+    pub head_dim: usize,
+    /// Width of the MLP.
+    pub ffn: usize,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Added inside the root of every RMSNorm.
+    pub norm_eps: f32,
+    /// Rotary embedding.
+    pub rope: RopeConfig,
+    /// q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// The output projection of attention has a bias.
+    pub o_bias: bool,
+    /// Gate, up and down have a bias.
+    pub mlp_bias: bool,
+    /// RMSNorm over each head of q and k before RoPE.
+    pub qk_norm: bool,
+    /// Norms after attention and after the MLP.
+    pub post_norms: bool,
+    /// The output matrix is the embedding.
+    pub tied: bool,
+    /// Tokens that the model is made for, a stated RoPE stretch included.
+    pub max_positions: usize,
+    /// Token ids that end an answer.
+    pub eos: Vec<u32>,
+    /// Dual chunk attention, where the checkpoint asks for it (Qwen2.5-1M).
+    pub dual_chunk: Option<DualChunk>,
+}
+
+/// How a checkpoint goes beyond the length it was trained on by dual chunk attention (arXiv 2402.17463).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DualChunk {
+    /// Tokens of a chunk with its overlap: distances never pass this.
+    pub chunk: usize,
+    /// Overlap between neighbouring chunks.
+    pub local: usize,
+    /// Up to this length the model runs as plain attention.
+    pub original: usize,
+}
+
+impl DecoderConfig {
+    /// From the text of a `config.json`; `path` stands in errors.
+    pub fn from_json(path: &Path, text: &str) -> Result<Self> {
+        let value: Value = serde_json::from_str(text).map_err(|e| Error::file(path, format!("not JSON: {e}")))?;
+        let object = value.as_object().ok_or_else(|| Error::file(path, "expected an object, found another value"))?;
+        let f = Fields { path, prefix: "", object };
+        let model_type = f.text("model_type")?.ok_or_else(|| f.error("model_type", &family::supported(), "nothing"))?;
+        let family = family::FAMILIES
+            .iter()
+            .find(|family| family.model_type == model_type)
+            .ok_or_else(|| unsupported_architecture(path, model_type))?;
+        refuse_what_is_not_built(&f, family)?;
+        let rope = rope_from_json(&f, family)?;
+        let config = Self { eos: f.ids("eos_token_id")?, ..Self::read(&f, family, family.keys, rope)? };
+        config.validate(path)?;
+        Ok(config)
+    }
+
+    /// The fields that only differ by their key. GGUF metadata comes here too.
+    fn read(f: &Fields, family: &'static Family, keys: &Keys, rope: RopeConfig) -> Result<Self> {
+        let n_heads = f.required_count(keys.n_heads, 1..=4096)?;
+        let hidden = f.required_count(keys.hidden, 1..=1 << 20)?;
+        let switch = |s: Switch| match s {
+            Switch::Always(value) => Ok(value),
+            Switch::Key(key, default) => Ok::<_, Error>(f.flag(key)?.unwrap_or(default)),
+        };
+        // ChatGLM: without multi_query_attention there are as many KV heads as query heads, whatever the group number.
+        let n_kv_heads = match f.flag("multi_query_attention")? {
+            Some(false) => n_heads,
+            _ => f.count(keys.n_kv_heads)?.unwrap_or(n_heads),
+        };
+        Ok(Self {
+            family,
+            n_layers: f.required_count(keys.n_layers, 1..=4096)?,
+            hidden,
+            n_heads,
+            n_kv_heads,
+            head_dim: head_dim(f, keys)?,
+            ffn: f.required_count(keys.ffn, 1..=1 << 22)?,
+            vocab: f.required_count(keys.vocab, 1..=1 << 24)?,
+            norm_eps: f.required_positive(keys.norm_eps)? as f32,
+            qkv_bias: switch(family.qkv_bias)?,
+            o_bias: switch(family.o_bias)?,
+            mlp_bias: switch(family.mlp_bias)?,
+            qk_norm: family.qk_norm,
+            post_norms: family.post_norms,
+            tied: f.flag("tie_word_embeddings")?.unwrap_or(family.tied),
+            max_positions: stretched(f.required_count(keys.max_positions, 1..=1 << 31)?, &rope.scaling),
+            rope,
+            eos: Vec::new(),
+            dual_chunk: dual_chunk(f)?,
+        })
+    }
+
+    /// Checks between fields.
+    fn validate(&self, path: &Path) -> Result<()> {
+        let Self { n_heads, n_kv_heads, head_dim, family, .. } = self;
+        let keys = family.keys;
+        if *n_kv_heads == 0 || n_heads % n_kv_heads != 0 {
+            let what = format!("{}: expected a divisor of {} = {n_heads}", keys.n_kv_heads, keys.n_heads);
+            return Err(Error::file(path, format!("{what}, found {n_kv_heads}")));
+        }
+        if *head_dim == 0 || head_dim % 8 != 0 || *head_dim > 256 {
+            let what = format!("{}: expected a multiple of 8, at most 256, found {head_dim}", keys.head_dim);
+            return Err(Error::file(path, what));
+        }
+        let rot = self.rope.rotary_dim;
+        if rot < 2 || rot % 2 != 0 || rot > *head_dim {
+            let what =
+                format!("rotated dimensions: expected an even number from 2 to head_dim {head_dim}, found {rot}");
+            return Err(Error::file(path, what));
+        }
+        if self.rope.base <= 1.0 {
+            let what = format!("rope_theta: expected a number above 1, found {}", self.rope.base);
+            return Err(Error::file(path, what));
+        }
+        let pairs = rot / 2;
+        let lists: &[(&str, &Vec<f64>)] = match &self.rope.scaling {
+            RopeScaling::LongRope { short, long, .. } => &[("short_factor", short), ("long_factor", long)],
+            RopeScaling::Divisors(by) => &[("rope_freqs.weight", by)],
+            _ => &[],
+        };
+        for (name, list) in lists {
+            if list.len() != pairs {
+                let what = format!("{name}: expected {pairs} factors, one for each pair, found {}", list.len());
+                return Err(Error::file(path, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Width of the rows of q, k and v together.
+    pub fn qkv_width(&self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+
+    /// Softmax scale.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Numbers in all weight matrices and norms, tied ones once.
+    pub fn parameters(&self) -> u64 {
+        let [h, d, ffn] = [self.hidden, self.head_dim, self.ffn].map(|n| n as u64);
+        let attention = self.qkv_width() as u64 * h + self.n_heads as u64 * d * h;
+        let tables = self.vocab as u64 * h * if self.tied { 1 } else { 2 };
+        self.n_layers as u64 * (attention + 3 * ffn * h + 2 * h) + tables + h
+    }
+
+    /// Replaces the checkpoint's RoPE scaling: `yarn:FACTOR`, `linear:FACTOR`, `dynamic:FACTOR`, `none`, each from the
+    /// positions that the model was trained on.
+    pub fn override_rope_scaling(&mut self, text: &str) -> Result<()> {
+        let (kind, factor) = text.split_once(':').unwrap_or((text, "1"));
+        let factor: f64 = factor.parse().ok().filter(|f: &f64| f.is_finite() && *f >= 1.0).ok_or_else(|| {
+            Error::invalid(format!("rope scaling {text:?}: expected a factor of at least 1, found {factor:?}"))
+        })?;
+        let original = match &self.rope.scaling {
+            RopeScaling::Dynamic { original, .. }
+            | RopeScaling::Llama3 { original, .. }
+            | RopeScaling::Yarn { original, .. }
+            | RopeScaling::LongRope { original, .. } => *original,
+            RopeScaling::Linear { factor } => (self.max_positions as f64 / factor) as usize,
+            RopeScaling::None | RopeScaling::Divisors(_) => self.max_positions,
+        };
+        self.rope.scaling = match kind {
+            "none" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor },
+            "dynamic" => RopeScaling::Dynamic { factor, original },
+            "yarn" => yarn(factor, original),
+            other => {
+                let what = format!("rope scaling {other:?}: expected none, linear, dynamic or yarn");
+                return Err(Error::invalid(what));
+            }
+        };
+        self.max_positions = stretched(original, &self.rope.scaling);
+        Ok(())
+    }
+}
+
+/// YaRN with the defaults of its paper.
+fn yarn(factor: f64, original: usize) -> RopeScaling {
+    let attention_factor = yarn_attention_factor(factor, 1.0);
+    RopeScaling::Yarn { factor, original, beta_fast: 32.0, beta_slow: 1.0, truncate: true, attention_factor }
+}
+
+/// Positions after a stretch. transformers asks that `max_position_embeddings` stays as it was trained where linear,
+/// dynamic or YaRN scaling is added; Qwen's instructions say the same.
+fn stretched(max_positions: usize, scaling: &RopeScaling) -> usize {
+    match scaling {
+        RopeScaling::Linear { factor } => (max_positions as f64 * factor) as usize,
+        RopeScaling::Dynamic { factor, original } | RopeScaling::Yarn { factor, original, .. } => {
+            max_positions.max((*original as f64 * factor) as usize)
+        }
+        _ => max_positions,
+    }
+}
+
+fn head_dim(f: &Fields, keys: &Keys) -> Result<usize> {
+    if let Some(d) = f.count(keys.head_dim)? {
+        return Ok(d);
+    }
+    let (hidden, heads) = (f.required_count(keys.hidden, 1..=1 << 20)?, f.required_count(keys.n_heads, 1..=4096)?);
+    if hidden % heads != 0 {
+        let expected = format!("it, or a multiple of {} = {heads} in {}", keys.n_heads, keys.hidden);
+        return Err(f.error(keys.head_dim, &expected, format!("{} = {hidden}", keys.hidden)));
+    }
+    Ok(hidden / heads)
+}
+
+fn unsupported_architecture(path: &Path, name: &str) -> Error {
+    let list = family::supported();
+    Error::Unsupported(format!("{}: architecture {name:?}; supported are: {list}", path.display()))
+}
+
+/// What a supported family can ask for that this crate does not compute. Each would give wrong logits, not an error.
+fn refuse_what_is_not_built(f: &Fields, family: &Family) -> Result<()> {
+    let refuse = |what: String| Err(Error::Unsupported(format!("{}: {what}", f.path.display())));
+    if let Some(act) = f.text("hidden_act")?
+        && !["silu", "swish"].contains(&act)
+    {
+        return refuse(format!("hidden_act {act:?}; the gated MLP here is silu"));
+    }
+    for key in ["num_local_experts", "num_experts", "n_routed_experts"] {
+        if let Some(n) = f.count(key)?.filter(|n| *n > 1) {
+            return refuse(format!("{key} = {n}; mixtures of experts are not built"));
+        }
+    }
+    for (key, wanted) in [
+        ("rmsnorm", true),
+        ("post_layer_norm", true),
+        ("apply_residual_connection_post_layernorm", false),
+        ("original_rope", true),
+        ("position_encoding_2d", false),
+    ] {
+        if let Some(found) = f.flag(key)?.filter(|v| *v != wanted) {
+            return refuse(format!("{key} = {found}; only {wanted} is built"));
+        }
+    }
+    if let Some(pre_seq) = f.count("pre_seq_len")?.filter(|n| *n > 0) {
+        return refuse(format!("pre_seq_len = {pre_seq}; prefix tuning is not built"));
+    }
+    refuse_sliding_window(f, family)
+}
+
+/// A sliding window that some layer would apply within the model's positions is refused. Inert forms are common: Qwen2
+/// ships one switched off, Phi-3-128k one that is longer than its positions.
+fn refuse_sliding_window(f: &Fields, family: &Family) -> Result<()> {
+    let Some(window) = f.count("sliding_window")? else { return Ok(()) };
+    let layers = f.count(family.keys.n_layers)?.unwrap_or(0);
+    let switched_on = match family.window {
+        Window::WhenSet => f.flag("use_sliding_window")?.unwrap_or(true),
+        Window::WhenSwitched => f.flag("use_sliding_window")?.unwrap_or(false),
+    };
+    let some_layer = match f.get("layer_types").and_then(Value::as_array) {
+        Some(types) => types.iter().any(|t| t.as_str() != Some("full_attention")),
+        None => f.count("max_window_layers")?.is_none_or(|first| first < layers),
+    };
+    let positions = f.count(family.keys.max_positions)?.unwrap_or(usize::MAX);
+    if switched_on && some_layer && window < positions {
+        let what = format!("sliding_window = {window} in use, below {} = {positions}", family.keys.max_positions);
+        return Err(Error::Unsupported(format!("{}: {what}; only full attention is built", f.path.display())));
+    }
+    Ok(())
+}
+
+fn dual_chunk(f: &Fields) -> Result<Option<DualChunk>> {
+    let Some(object) = f.object("dual_chunk_attention_config")? else { return Ok(None) };
+    let d = Fields { prefix: "dual_chunk_attention_config.", object, ..*f };
+    let chunk = d.required_count("chunk_size", 2..=1 << 31)?;
+    let local = d.required_count("local_size", 1..=chunk - 1)?;
+    let original = d.count("original_max_position_embeddings")?.unwrap_or(chunk);
+    Ok(Some(DualChunk { chunk, local, original }))
+}
+
+/// RoPE of a `config.json`: `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling`, or `rope_ratio`.
+fn rope_from_json(f: &Fields, family: &Family) -> Result<RopeConfig> {
+    let head_dim = head_dim(f, family.keys)?;
+    let empty = Map::new();
+    let (new, old) = (f.object("rope_parameters")?, f.object("rope_scaling")?);
+    let (prefix, object) = match (new, old) {
+        (Some(new), _) => ("rope_parameters.", new),
+        (None, Some(old)) => ("rope_scaling.", old),
+        (None, None) => ("", &empty),
+    };
+    let s = Fields { prefix, object, ..*f };
+    let fraction = match s.number("partial_rotary_factor")? {
+        Some(fraction) => fraction,
+        None => f.number("partial_rotary_factor")?.unwrap_or(family.rotary_fraction),
+    };
+    if !(fraction > 0.0 && fraction <= 1.0) {
+        return Err(f.error("partial_rotary_factor", "a number above 0 and at most 1", fraction));
+    }
+    let theta = match s.number("rope_theta")? {
+        Some(theta) => theta,
+        None => f.number("rope_theta")?.unwrap_or(10000.0),
+    };
+    // Only ChatGLM has it; its base is 10000 times the ratio.
+    let ratio = f.number("rope_ratio")?.unwrap_or(1.0);
+    Ok(RopeConfig {
+        rotary_dim: (head_dim as f64 * fraction) as usize,
+        interleaved: family.interleaved,
+        base: theta * ratio,
+        scaling: scaling_from_json(f, &s, family)?,
+    })
+}
+
+fn scaling_from_json(f: &Fields, s: &Fields, family: &Family) -> Result<RopeScaling> {
+    let kind = match s.text("rope_type")? {
+        Some(kind) => kind,
+        None => s.text("type")?.unwrap_or("default"),
+    };
+    let max_positions = f.required_count(family.keys.max_positions, 1..=1 << 31)?;
+    let stated = match s.count("original_max_position_embeddings")? {
+        Some(n) => Some(n),
+        None => f.count("original_max_position_embeddings")?,
+    };
+    if let Some(n) = stated.filter(|n| *n < 2) {
+        return Err(s.error("original_max_position_embeddings", "at least 2", n));
+    }
+    let original = stated.unwrap_or(max_positions);
+    let factor = || {
+        let factor = s.required_positive("factor")?;
+        if factor >= 1.0 { Ok(factor) } else { Err(s.error("factor", "at least 1", factor)) }
+    };
+    Ok(match kind {
+        "default" | "none" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: factor()? },
+        "dynamic" => RopeScaling::Dynamic { factor: factor()?, original: max_positions },
+        "llama3" => {
+            let (low, high) = (s.required_positive("low_freq_factor")?, s.required_positive("high_freq_factor")?);
+            if low >= high {
+                return Err(s.error("high_freq_factor", &format!("above low_freq_factor = {low}"), high));
+            }
+            RopeScaling::Llama3 { factor: factor()?, low, high, original }
+        }
+        "yarn" => {
+            let factor = factor()?;
+            let attention_factor =
+                match (s.number("attention_factor")?, s.number("mscale")?, s.number("mscale_all_dim")?) {
+                    (Some(given), _, _) => given,
+                    (None, Some(m), Some(all)) if m != 0.0 && all != 0.0 => {
+                        yarn_attention_factor(factor, m) / yarn_attention_factor(factor, all)
+                    }
+                    _ => yarn_attention_factor(factor, 1.0),
+                };
+            RopeScaling::Yarn {
+                factor,
+                original,
+                beta_fast: s.number("beta_fast")?.unwrap_or(32.0),
+                beta_slow: s.number("beta_slow")?.unwrap_or(1.0),
+                truncate: s.flag("truncate")?.unwrap_or(true),
+                attention_factor,
+            }
+        }
+        // `su` is what the first upload of Phi-3-mini-128k called it.
+        "longrope" | "su" => {
+            let list = |key| s.positives(key)?.ok_or_else(|| s.error(key, "a list of positive numbers", "nothing"));
+            let stretch = match stated {
+                Some(original) => max_positions as f64 / original as f64,
+                None => factor()?,
+            };
+            let attention_factor =
+                s.number("attention_factor")?.unwrap_or_else(|| longrope_attention_factor(stretch, original));
+            RopeScaling::LongRope {
+                short: list("short_factor")?,
+                long: list("long_factor")?,
+                original,
+                attention_factor,
+            }
+        }
+        other => {
+            let what = format!("{}rope_type {other:?}", s.prefix);
+            let known = "default, linear, dynamic, llama3, yarn, longrope";
+            return Err(Error::Unsupported(format!("{}: {what}; supported are {known}", f.path.display())));
+        }
+    })
+}
