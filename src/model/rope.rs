@@ -4,6 +4,7 @@
 //! Here a frequency becomes a 64-bit fraction of a turn per position ([`RopeConfig::turns`]), which the kernels multiply by
 //! the position in wrapping integers: the error at 1,048,575 is that of the f64 frequency, about 1e-10 of a turn.
 
+use crate::ops::turns_from_frequency;
 use std::f64::consts::TAU;
 
 /// What rotates and how fast.
@@ -122,8 +123,8 @@ impl RopeConfig {
 
     /// The same as 64-bit fractions of a turn, low word first, as the rope kernels take them: `[rotary_dim / 2, 2]`.
     pub fn turns(&self, length: usize) -> Vec<[u32; 2]> {
-        let fraction = |f: f64| ((f / TAU).fract() * 2f64.powi(64)) as u64;
-        self.frequencies(length).into_iter().map(fraction).map(|t| [t as u32, (t >> 32) as u32]).collect()
+        let words = |t: u64| [t as u32, (t >> 32) as u32];
+        self.frequencies(length).into_iter().map(turns_from_frequency).map(words).collect()
     }
 
     /// What cosine and sine are multiplied by.
