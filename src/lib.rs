@@ -18,6 +18,7 @@ pub mod pattern;
 #[cfg(feature = "cli")]
 pub mod plot;
 pub mod tensor;
+pub mod weights;
 
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -217,7 +217,7 @@ pub fn rope<B: Backend>(
     check(
         OP,
         "rotary_dim",
-        rope.rotary_dim <= band.head_dim && rope.rotary_dim % 2 == 0,
+        rope.rotary_dim <= band.head_dim && rope.rotary_dim.is_multiple_of(2),
         "even, at most head_dim",
         rope.rotary_dim,
     )?;
