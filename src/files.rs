@@ -1,18 +1,25 @@
 //! Writing files whole or not at all.
 
 use crate::{Error, Result};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// Writes a temporary file in the same directory and renames it, so that no reader and no Ctrl-C ever sees half of it.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, |file| file.write_all(bytes))
+}
+
+/// [`write`] for content that is made on the way.
+pub fn write_with(path: &Path, content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
     let io = |source| Error::io(path, source);
-    let mut file = tempfile::Builder::new().prefix(".minference-").tempfile_in(dir).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
+    let file = tempfile::Builder::new().prefix(".minference-").tempfile_in(dir).map_err(io)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, file.as_file());
+    content(&mut writer).and_then(|()| writer.flush()).map_err(io)?;
+    drop(writer);
     // A temporary file is private to its owner; what replaces it should be as any new file.
     #[cfg(unix)]
     {

@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+pub mod attention;
 pub mod backend;
 mod dtype;
 #[cfg(feature = "cli")]
@@ -18,6 +19,7 @@ pub mod pattern;
 #[cfg(feature = "cli")]
 pub mod plot;
 pub mod tensor;
+mod tensor_file;
 pub mod weights;
 
 pub use dtype::DType;

@@ -339,7 +339,12 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    fn validate<B: Backend>(
+    /// Pairs of a query and a key that causal attention of one head computes.
+    pub fn causal_pairs(&self) -> u64 {
+        crate::index::causal_pairs(self.q_len, self.q_start)
+    }
+
+    pub(crate) fn validate<B: Backend>(
         &self,
         op: &'static str,
         q: &View<B>,

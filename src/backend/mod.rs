@@ -30,6 +30,8 @@ pub struct DeviceInfo {
     pub name: String,
     /// Memory of the device, or what the backend may use of it, in bytes; 0 where the driver does not tell.
     pub memory_bytes: u64,
+    /// The longest part of a buffer that a kernel can bind, in bytes; 0 where there is no limit.
+    pub max_binding_bytes: u64,
     /// Whether the device computes on this machine's CPU (a software adapter included).
     pub is_cpu: bool,
     /// Lanes of a subgroup, 0 where there are none.

@@ -1,1 +1,175 @@
-//! From patterns to an index: what each head computes for this prompt.
+//! From patterns to a [`SparseIndex`]: which columns, diagonals and blocks each head computes for this prompt.
+//!
+//! All heads of a layer at once, whatever their patterns, in a few launches and without reading anything back: sizes are
+//! bounded on the host beforehand (see [`head_groups`]), counts stay on the device. The one `match` over [`HeadPattern`]
+//! is in `plan.rs`; a new pattern adds an arm there and, where no kind of [`HeadPlan`] fits, a way to choose.
+//!
+//! ```text
+//! HeadPattern --plan--> HeadPlan --choose--> columns, offsets, block mask --build--> SparseIndex
+//! ```
+
+mod block_sparse;
+mod plan;
+mod vertical_slash;
+
+pub use plan::{IndexLimits, head_groups};
+pub use vertical_slash::{FORCED_COLUMNS, FORCED_OFFSETS, MIN_COLUMNS, MIN_OFFSETS, effective_counts};
+
+use crate::backend::Backend;
+use crate::backend::params::{BLOCK, HeadPlan};
+use crate::index::{IndexLayout, SparseIndex};
+use crate::ops::{self, AttentionShape};
+use crate::pattern::HeadPattern;
+use crate::tensor::{Tensor, View};
+use crate::{DType, Error, Result};
+use plan::Plan;
+
+/// The index of a layer's heads: [`choose`], then [`Chosen::build`]. q, k act under the shape's strides, RoPE applied.
+///
+/// For as many heads at a time as [`head_groups`] says: with more, the ranges of very scattered diagonals may not find
+/// room, and the row blocks concerned become dense.
+pub fn estimate<B: Backend>(
+    b: &B,
+    patterns: &[HeadPattern],
+    shape: &AttentionShape,
+    q: View<B>,
+    k: View<B>,
+) -> Result<SparseIndex<B>> {
+    choose(b, patterns, shape, q, k)?.build(b)
+}
+
+/// What the patterns of a layer's heads chose, on the device.
+pub struct Chosen<B: Backend> {
+    layout: IndexLayout,
+    /// u32 `[H, 4]`: one [`HeadPlan`] a head.
+    plan: Tensor<B>,
+    /// u32 `[H, 64 * max(column_tiles, 1)]`.
+    columns: Tensor<B>,
+    /// u32 `[H, capacity]`.
+    offsets: Tensor<B>,
+    /// u32 `[H]`.
+    offset_count: Tensor<B>,
+    /// u32 `[H, R, ceil(C / 32)]`, or one element where no head is block-sparse.
+    block_mask: Tensor<B>,
+}
+
+/// Scores and selects: the part of [`estimate`] that reads q and k.
+pub fn choose<B: Backend>(
+    b: &B,
+    patterns: &[HeadPattern],
+    shape: &AttentionShape,
+    q: View<B>,
+    k: View<B>,
+) -> Result<Chosen<B>> {
+    let plan = Plan::new(patterns, shape, IndexLimits::of(b))?;
+    let mut chosen = Chosen::alloc(b, &plan)?;
+    if plan.uses(HeadPlan::VERTICAL_SLASH) {
+        let Chosen { plan: table, columns, offsets, .. } = &mut chosen;
+        vertical_slash::choose(b, shape, &plan, table.view(), q, k, columns.view_mut(), offsets.view_mut())?;
+    }
+    if plan.uses(HeadPlan::BLOCK_SPARSE) {
+        chosen.block_mask = block_sparse::choose(b, shape, chosen.plan.view(), q, k)?;
+    }
+    Ok(chosen)
+}
+
+/// The index of given sets instead of estimated ones, by the official conversion: for each head its key columns and its
+/// offsets (query - key), in any order. Each head needs an offset below `q_start + 64`, or its first row block would be
+/// empty; offset 0 may be absent.
+pub fn from_sets<B: Backend>(
+    b: &B,
+    columns: &[Vec<u32>],
+    offsets: &[Vec<u32>],
+    shape: &AttentionShape,
+) -> Result<SparseIndex<B>> {
+    let (columns, offsets) = (sorted("column", columns, shape)?, sorted("offset", offsets, shape)?);
+    let reach = shape.q_start + BLOCK;
+    for (head, offsets) in offsets.iter().enumerate() {
+        if offsets.first().is_none_or(|&least| least as usize >= reach) {
+            let least = offsets.first().map_or("none".to_owned(), u32::to_string);
+            return Err(Error::invalid(format!(
+                "head {head}: expected an offset below {reach}, got {least} as the least"
+            )));
+        }
+    }
+    let plan = Plan::of_sets(&columns, &offsets, shape, IndexLimits::of(b));
+    let mut chosen = Chosen::alloc(b, &plan)?;
+    chosen.columns.write(b, &padded(&columns, chosen.columns.shape().dims()[1]))?;
+    chosen.offsets.write(b, &padded(&offsets, plan.offset_capacity))?;
+    chosen.build(b)
+}
+
+impl<B: Backend> Chosen<B> {
+    /// The plan, its counts, and room for the rest.
+    fn alloc(b: &B, plan: &Plan) -> Result<Self> {
+        let heads = plan.heads.len();
+        let counts: Vec<u32> = plan.counts(|head| head.b);
+        Ok(Self {
+            layout: plan.layout,
+            plan: Tensor::from_bytes(b, DType::U32, [heads, 4], bytemuck::cast_slice(&plan.heads))?,
+            columns: Tensor::alloc(b, DType::U32, [heads, BLOCK * plan.layout.column_tiles.max(1)])?,
+            offsets: Tensor::alloc(b, DType::U32, [heads, plan.offset_capacity])?,
+            offset_count: Tensor::from_slice(b, DType::U32, [heads], &counts)?,
+            block_mask: Tensor::alloc(b, DType::U32, [1, 1, 1])?,
+        })
+    }
+
+    /// Ranges, keep masks, windows and pair counts.
+    pub fn build(self, b: &B) -> Result<SparseIndex<B>> {
+        let mut index = SparseIndex::with_columns(b, self.layout, self.columns)?;
+        let choice = ops::Choice {
+            plan: self.plan.view(),
+            offsets: self.offsets.view(),
+            offset_count: self.offset_count.view(),
+            block_mask: self.block_mask.view(),
+        };
+        ops::build_index(b, choice, &mut index)?;
+        Ok(index)
+    }
+
+    /// Chosen key columns of each vertical-slash head, ascending; empty for the others. Waits for the device.
+    pub fn columns(&self, b: &B) -> Result<Vec<Vec<u32>>> {
+        self.lists(b, &self.columns, |head| head.a)
+    }
+
+    /// Chosen offsets of each vertical-slash head, ascending; empty for the others. Waits for the device.
+    pub fn offsets(&self, b: &B) -> Result<Vec<Vec<u32>>> {
+        self.lists(b, &self.offsets, |head| head.b)
+    }
+
+    fn lists(&self, b: &B, values: &Tensor<B>, count: impl Fn(&HeadPlan) -> u32) -> Result<Vec<Vec<u32>>> {
+        let plan: Vec<HeadPlan> = bytemuck::pod_collect_to_vec(&self.plan.to_u32(b)?);
+        let (values, capacity) = (values.to_u32(b)?, values.shape().dims()[1]);
+        let list = |(head, values): (&HeadPlan, &[u32])| match head.kind {
+            HeadPlan::VERTICAL_SLASH => values[..count(head) as usize].to_vec(),
+            _ => Vec::new(),
+        };
+        Ok(plan.iter().zip(values.chunks_exact(capacity)).map(list).collect())
+    }
+}
+
+/// The lists in ascending order, each value within the keys and given once.
+fn sorted(what: &str, lists: &[Vec<u32>], shape: &AttentionShape) -> Result<Vec<Vec<u32>>> {
+    if lists.len() != shape.n_heads {
+        return Err(Error::invalid(format!("{what}s: expected {} heads, got {}", shape.n_heads, lists.len())));
+    }
+    let mut lists = lists.to_vec();
+    for (head, list) in lists.iter_mut().enumerate() {
+        list.sort_unstable();
+        if let Some(twice) = list.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::invalid(format!("head {head}: {what} {} is given twice", twice[0])));
+        }
+        if let Some(&last) = list.last().filter(|&&last| last as usize >= shape.kv_len) {
+            let kv_len = shape.kv_len;
+            return Err(Error::invalid(format!("head {head}: {what}: expected below {kv_len}, got {last}")));
+        }
+    }
+    Ok(lists)
+}
+
+/// The lists as rows of `capacity` values, padded with `u32::MAX`.
+fn padded(lists: &[Vec<u32>], capacity: usize) -> Vec<u32> {
+    let mut rows = vec![u32::MAX; lists.len() * capacity];
+    rows.chunks_exact_mut(capacity).zip(lists).for_each(|(row, list)| row[..list.len()].copy_from_slice(list));
+    rows
+}

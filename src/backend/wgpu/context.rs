@@ -155,6 +155,7 @@ fn describe(c: &Capabilities, number: usize, tier: Tier) -> DeviceInfo {
         api: c.info.backend.to_str().to_string(),
         name: c.info.name.clone(),
         memory_bytes: c.memory_bytes,
+        max_binding_bytes: c.limits.max_storage_buffer_binding_size,
         is_cpu: c.info.device_type == wgpu::DeviceType::Cpu,
         subgroup: if c.subgroups() { c.info.subgroup_max_size } else { 0 },
         f16: c.features.contains(wgpu::Features::SHADER_F16),
@@ -285,7 +286,10 @@ impl Context {
             .then(|| DiskCache::open(&device, &capabilities.info))
             .flatten();
         Ok(Self {
-            info: describe(&capabilities, number, tier),
+            info: DeviceInfo {
+                max_binding_bytes: device.limits().max_storage_buffer_binding_size,
+                ..describe(&capabilities, number, tier)
+            },
             limits: device.limits(),
             device,
             queue,

@@ -1,0 +1,127 @@
+//! One attention layer: estimate what each head computes, then compute it.
+
+use crate::backend::Backend;
+use crate::estimate::{IndexLimits, estimate, head_groups};
+use crate::ops::{self, AttentionShape};
+use crate::pattern::HeadPattern;
+use crate::tensor::{Tensor, View, ViewMut};
+use crate::{Error, Result};
+use std::ops::Range;
+
+/// How much a layer computed. The counts stay on the device until asked for, so that nothing in the layer loop waits.
+pub struct Computed<B: Backend> {
+    /// u32 `[heads of the group, R]` of each head group: pairs computed by each row block, clipped to `j <= i < N`.
+    pub pairs: Vec<Tensor<B>>,
+    causal_pairs: u64,
+}
+
+impl<B: Backend> Computed<B> {
+    /// Pairs of each head. Waits for the device.
+    pub fn head_pairs(&self, b: &B) -> Result<Vec<u64>> {
+        let mut pairs = Vec::new();
+        for group in &self.pairs {
+            let rows = group.shape().dims()[1];
+            pairs
+                .extend(group.to_u32(b)?.chunks_exact(rows).map(|row| row.iter().copied().map(u64::from).sum::<u64>()));
+        }
+        Ok(pairs)
+    }
+
+    /// Computed pairs over causal pairs, over all heads. Waits for the device.
+    pub fn density(&self, b: &B) -> Result<f64> {
+        let pairs = self.head_pairs(b)?;
+        Ok(pairs.iter().sum::<u64>() as f64 / (pairs.len() as u64 * self.causal_pairs) as f64)
+    }
+}
+
+/// Attention of all heads of one layer, each by its pattern: q, k, v act under the shape's strides with RoPE applied, out
+/// act or f32, and on request the natural log-sum-exp of each row, f32 `[H, q_len]`. Nothing is read back.
+///
+/// Heads go in groups where the index of all would be too large (beyond 128K tokens of official budgets), each group's
+/// index being dropped before the next one's is made.
+pub fn attend<B: Backend>(
+    b: &B,
+    patterns: &[HeadPattern],
+    shape: &AttentionShape,
+    q: View<B>,
+    k: View<B>,
+    v: View<B>,
+    out: ViewMut<B>,
+    lse: Option<ViewMut<B>>,
+) -> Result<Computed<B>> {
+    if patterns.len() != shape.n_heads {
+        let (expected, got) = (format!("{} heads", shape.n_heads), patterns.len().to_string());
+        return Err(Error::Shape { op: "attend", what: "patterns", expected, got });
+    }
+    shape.validate("attend", &q, &k, &v, Some(&out))?;
+    let mut computed = Computed { pairs: Vec::new(), causal_pairs: shape.causal_pairs() };
+    let (mut out, mut lse) = (out, lse);
+    for heads in head_groups(patterns, shape, IndexLimits::of(b)) {
+        let part = HeadGroup::new(shape, heads);
+        let index = estimate(b, &patterns[part.heads.clone()], &part.shape, part.q(q), part.k(k))?;
+        let group_lse = lse.as_mut().map(|lse| lse.reborrow().rows(part.heads.clone()));
+        ops::attention(b, &part.shape, part.q(q), part.k(k), part.v(v), &index, part.out(&mut out), group_lse)?;
+        computed.pairs.push(index.pairs);
+    }
+    Ok(computed)
+}
+
+/// Some heads of a layer as an attention call of their own: its shape, and its part of each tensor.
+pub struct HeadGroup {
+    /// Query heads of the layer.
+    pub heads: Range<usize>,
+    /// The shape of the call.
+    pub shape: AttentionShape,
+    first_kv_head: usize,
+}
+
+impl HeadGroup {
+    /// For a range as [`head_groups`] makes them: whole KV heads, or part of one.
+    pub fn new(shape: &AttentionShape, heads: Range<usize>) -> Self {
+        let share = shape.n_heads / shape.n_kv_heads;
+        let n_kv_heads = heads.len().div_ceil(share);
+        let shape = AttentionShape { n_heads: heads.len(), n_kv_heads, ..*shape };
+        Self { first_kv_head: heads.start / share, heads, shape }
+    }
+
+    /// The group's queries. This and the others panic where the layer's tensor ends before the group's part begins, as
+    /// slices do; [`attend`] has checked that it does not.
+    pub fn q<'a, B: Backend>(&self, q: View<'a, B>) -> View<'a, B> {
+        from_element(q, self.heads.start * self.shape.q_stride[1])
+    }
+
+    /// The group's keys.
+    pub fn k<'a, B: Backend>(&self, k: View<'a, B>) -> View<'a, B> {
+        from_element(k, self.first_kv_head * self.shape.k_stride[1])
+    }
+
+    /// The group's values.
+    pub fn v<'a, B: Backend>(&self, v: View<'a, B>) -> View<'a, B> {
+        from_element(v, self.first_kv_head * self.shape.v_stride[1])
+    }
+
+    /// The group's part of the output.
+    pub fn out<'a, B: Backend>(&self, out: &'a mut ViewMut<'_, B>) -> ViewMut<'a, B> {
+        let (elements, skip) = (out.shape().elements(), self.heads.start * self.shape.out_stride[1]);
+        out.reborrow().reshape([elements]).rows(skip..elements)
+    }
+}
+
+/// A view from its element `skip` on.
+fn from_element<B: Backend>(view: View<'_, B>, skip: usize) -> View<'_, B> {
+    let elements = view.shape().elements();
+    view.reshape([elements]).rows(skip..elements)
+}
+
+/// Attention mass that a sparse computation keeps of the dense one, the mean over each head's rows:
+/// `exp(lse_sparse - lse_dense)`, both `[H, q_len]` in natural logarithm (the recall of Qwen2.5-1M's refinement).
+pub fn kept_mass(sparse: &[f32], dense: &[f32], n_heads: usize) -> Result<Vec<f64>> {
+    if sparse.len() != dense.len() || n_heads == 0 || !sparse.len().is_multiple_of(n_heads) || sparse.is_empty() {
+        let (expected, got) = (format!("{} values in {n_heads} heads", dense.len()), sparse.len().to_string());
+        return Err(Error::Shape { op: "kept_mass", what: "sparse", expected, got });
+    }
+    let rows = sparse.len() / n_heads;
+    let mass = |(s, d): (&f32, &f32)| (f64::from(*s) - f64::from(*d)).exp();
+    let head = |(s, d): (&[f32], &[f32])| s.iter().zip(d).map(mass).sum::<f64>() / rows as f64;
+    Ok(sparse.chunks_exact(rows).zip(dense.chunks_exact(rows)).map(head).collect())
+}

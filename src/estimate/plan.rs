@@ -1,0 +1,303 @@
+//! What is decided before anything runs: each head's [`HeadPlan`], the sizes of the index, and how many heads go together.
+
+use super::vertical_slash::{FORCED_OFFSETS, effective_counts};
+use crate::backend::Backend;
+use crate::backend::params::{BLOCK, HeadPlan};
+use crate::index::IndexLayout;
+use crate::ops::AttentionShape;
+use crate::pattern::HeadPattern;
+use crate::{Error, Result};
+use std::ops::Range;
+
+/// How large an index may be.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexLimits {
+    /// Bytes of one index.
+    pub index_bytes: u64,
+    /// Bytes of one of its parts.
+    pub part_bytes: u64,
+}
+
+impl IndexLimits {
+    /// 448 MiB, so that the index of 32 heads at 128K tokens stays under 512 MiB with the scores' row slots beside it,
+    /// and what the backend can bind.
+    pub fn of<B: Backend>(b: &B) -> Self {
+        let part_bytes = match b.info().max_binding_bytes {
+            0 => u64::MAX,
+            bytes => bytes,
+        };
+        Self { index_bytes: 448 << 20, part_bytes }
+    }
+}
+
+/// The plan of one call: everything that the host knows about its index.
+pub(super) struct Plan {
+    pub heads: Vec<HeadPlan>,
+    pub layout: IndexLayout,
+    /// Offsets that each head has room for, at least 1.
+    pub offset_capacity: usize,
+}
+
+impl Plan {
+    /// The one match over [`HeadPattern`]. A head that would compute every causal pair anyway is planned as dense: on short
+    /// prompts nothing is estimated.
+    pub fn new(patterns: &[HeadPattern], shape: &AttentionShape, limits: IndexLimits) -> Result<Self> {
+        if patterns.len() != shape.n_heads {
+            return Err(Error::Shape {
+                op: "estimate",
+                what: "patterns",
+                expected: format!("{} heads", shape.n_heads),
+                got: patterns.len().to_string(),
+            });
+        }
+        let heads = patterns.iter().map(|&p| Ok(head_plan(p.checked()?, shape))).collect::<Result<Vec<_>>>()?;
+        Ok(Self::of_heads(heads, shape, limits, FORCED_OFFSETS))
+    }
+
+    /// Vertical-slash heads with these columns and offsets.
+    pub fn of_sets(columns: &[Vec<u32>], offsets: &[Vec<u32>], shape: &AttentionShape, limits: IndexLimits) -> Self {
+        let heads = columns.iter().zip(offsets).map(|(columns, offsets)| HeadPlan {
+            kind: HeadPlan::VERTICAL_SLASH,
+            a: columns.len() as u32,
+            b: offsets.len() as u32,
+            reserved: 0,
+        });
+        Self::of_heads(heads.collect(), shape, limits, 0)
+    }
+
+    fn of_heads(heads: Vec<HeadPlan>, shape: &AttentionShape, limits: IndexLimits, forced: usize) -> Self {
+        let most = |count: fn(&HeadPlan) -> u32| {
+            let counts = heads.iter().filter(|h| h.kind == HeadPlan::VERTICAL_SLASH).map(count);
+            counts.max().unwrap_or(0) as usize
+        };
+        let mut layout = IndexLayout {
+            n_heads: heads.len(),
+            q_len: shape.q_len,
+            kv_len: shape.kv_len,
+            q_start: shape.q_start,
+            column_tiles: most(|h| h.a).div_ceil(BLOCK),
+            range_budget: 0,
+        };
+        let bound: u64 = heads.iter().map(|h| range_bound(h, shape, forced)).sum();
+        let slots = (heads.len() * layout.row_blocks()) as u64;
+        let room =
+            limits.index_bytes.saturating_sub(layout.bytes()).min(limits.part_bytes.saturating_sub(8 * slots)) / 8;
+        layout.range_budget = bound.min(room) as usize;
+        Self { offset_capacity: most(|h| h.b).max(1), heads, layout }
+    }
+
+    /// Whether any head is of this kind.
+    pub fn uses(&self, kind: u32) -> bool {
+        self.heads.iter().any(|head| head.kind == kind)
+    }
+
+    /// A count of each vertical-slash head, 0 for the others.
+    pub fn counts(&self, count: impl Fn(&HeadPlan) -> u32) -> Vec<u32> {
+        let of = |head: &HeadPlan| if head.kind == HeadPlan::VERTICAL_SLASH { count(head) } else { 0 };
+        self.heads.iter().map(of).collect()
+    }
+}
+
+/// The device form of a pattern.
+fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
+    let keys = shape.kv_len;
+    let plan = |kind, a: usize, b: usize| HeadPlan { kind, a: a as u32, b: b as u32, reserved: 0 };
+    match pattern {
+        HeadPattern::Dense => plan(HeadPlan::DENSE, 0, 0),
+        HeadPattern::AShape { n_init, n_local } if n_init + n_local >= keys => plan(HeadPlan::DENSE, 0, 0),
+        HeadPattern::AShape { n_init, n_local } => plan(HeadPlan::A_SHAPE, n_init, n_local),
+        HeadPattern::VerticalSlash { columns, offsets } => match effective_counts(keys, columns, offsets) {
+            // Every offset: every pair.
+            (_, offsets) if offsets == keys => plan(HeadPlan::DENSE, 0, 0),
+            (columns, offsets) => plan(HeadPlan::VERTICAL_SLASH, columns, offsets),
+        },
+        HeadPattern::BlockSparse { top_k } if top_k >= keys.div_ceil(BLOCK) => plan(HeadPlan::DENSE, 0, 0),
+        HeadPattern::BlockSparse { top_k } => plan(HeadPlan::BLOCK_SPARSE, top_k, 0),
+    }
+}
+
+/// Ranges that a head can have at most, over all its row blocks.
+///
+/// Slash runs of a row block begin more than 64 keys apart, at or before its first query, and each takes an offset of its
+/// own (the first `forced` offsets, being contiguous, share one).
+fn range_bound(head: &HeadPlan, shape: &AttentionShape, forced: usize) -> u64 {
+    let rows = shape.q_len.div_ceil(BLOCK) as u64;
+    // Block `r` of the call ends `r` blocks after the first one does; `first + r` bounds what fits before its end.
+    let first = (shape.q_start / BLOCK) as u64 + 2;
+    match head.kind {
+        HeadPlan::A_SHAPE => 2 * rows,
+        HeadPlan::VERTICAL_SLASH => capped_sum(first, rows, (head.b as u64).saturating_sub(forced as u64) + 1),
+        // Chosen blocks that touch are one range; with an unaligned start one block is added.
+        HeadPlan::BLOCK_SPARSE => capped_sum(first, rows, head.a as u64 + 1),
+        _ => rows,
+    }
+}
+
+/// Sum over `r < rows` of `min(first + r, cap)`.
+fn capped_sum(first: u64, rows: u64, cap: u64) -> u64 {
+    let rising = cap.saturating_sub(first).min(rows);
+    rising * first + rising * rising.saturating_sub(1) / 2 + (rows - rising) * cap
+}
+
+/// Ranges that a head has at most unless its offsets are arranged against us: those of offsets drawn at random, which
+/// leave the most gaps, and a quarter more. Real heads cluster theirs and have a tenth of it.
+fn range_estimate(head: &HeadPlan, shape: &AttentionShape) -> u64 {
+    let bound = range_bound(head, shape, FORCED_OFFSETS);
+    if head.kind != HeadPlan::VERTICAL_SLASH {
+        return bound;
+    }
+    let (rows, keys, offsets) = (shape.q_len.div_ceil(BLOCK) as f64, shape.kv_len as f64, head.b as f64);
+    // An offset opens a run where the 64 before it are all absent; only offsets up to the row's position count.
+    let runs = offsets * (-(BLOCK as f64) * offsets / keys).exp();
+    let reached = (shape.q_start as f64 + shape.q_len as f64 / 2.) / keys;
+    bound.min((rows * (1.25 * runs * reached + 8.)) as u64)
+}
+
+/// How the heads of a layer are split so that each group's index stays within the limits: ascending, covering all heads,
+/// each group either whole KV heads or part of one, so that it is a call of its own. One group up to 128K tokens of
+/// (1000, 6096) heads; at 1M a few heads at a time.
+pub fn head_groups(patterns: &[HeadPattern], shape: &AttentionShape, limits: IndexLimits) -> Vec<Range<usize>> {
+    let plans: Vec<HeadPlan> = patterns.iter().map(|&p| head_plan(p, shape)).collect();
+    let rows = shape.q_len.div_ceil(BLOCK) as u64;
+    let mask_words = shape.kv_len.div_ceil(BLOCK).div_ceil(32) as u64;
+    let fits = |group: Range<usize>| {
+        let plans = &plans[group];
+        let n = plans.len() as u64;
+        let of = |kind| plans.iter().filter(move |h| h.kind == kind);
+        let tiles = of(HeadPlan::VERTICAL_SLASH).map(|h| (h.a as u64).div_ceil(BLOCK as u64)).max().unwrap_or(0);
+        let ranges = 8 * (n * rows + plans.iter().map(|h| range_estimate(h, shape)).sum::<u64>());
+        let keep = 8 * n * rows * tiles.max(1);
+        let scores = 4 * n * shape.kv_len as u64 * u64::from(tiles > 0);
+        let mask = 4 * n * rows * mask_words * u64::from(of(HeadPlan::BLOCK_SPARSE).next().is_some());
+        [ranges, keep, scores, mask].iter().all(|&part| part <= limits.part_bytes)
+            && ranges + keep + mask <= limits.index_bytes
+    };
+    let (heads, share) = (patterns.len(), (shape.n_heads / shape.n_kv_heads.max(1)).max(1));
+    let (mut groups, mut start) = (Vec::new(), 0);
+    while start < heads {
+        let kv_end = ((start / share + 1) * share).min(heads);
+        let whole = start % share == 0 && fits(start..kv_end);
+        let (step, last) = if whole { (share, heads) } else { (1, kv_end) };
+        let mut end = (start + step).min(last);
+        while end < last && fits(start..(end + step).min(last)) {
+            end = (end + step).min(last);
+        }
+        groups.push(start..end);
+        start = end;
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(n_heads: usize, n_kv_heads: usize, q_len: usize, q_start: usize) -> AttentionShape {
+        AttentionShape {
+            n_heads,
+            n_kv_heads,
+            head_dim: 128,
+            q_len,
+            kv_len: q_start + q_len,
+            q_start,
+            scale: 1.,
+            q_stride: [128, 128],
+            k_stride: [128, 128],
+            v_stride: [128, 128],
+            out_stride: [128, 128],
+        }
+    }
+
+    const LIMITS: IndexLimits = IndexLimits { index_bytes: 448 << 20, part_bytes: u64::MAX };
+
+    #[test]
+    fn capped_sums() {
+        for (first, rows, cap) in [(2, 10, 5), (2, 10, 1), (7, 3, 5), (0, 4, 100), (3, 0, 5)] {
+            assert_eq!(capped_sum(first, rows, cap), (0..rows).map(|r| (first + r).min(cap)).sum::<u64>());
+        }
+    }
+
+    #[test]
+    fn heads_that_compute_everything_are_dense() {
+        let shape = shape(1, 1, 1000, 0);
+        for (text, kind) in [
+            ("vertical_slash:30:1000", HeadPlan::DENSE),
+            ("vertical_slash:1000:999", HeadPlan::VERTICAL_SLASH),
+            ("block_sparse:16", HeadPlan::DENSE),
+            ("block_sparse:15", HeadPlan::BLOCK_SPARSE),
+            ("a_shape:1:999", HeadPlan::DENSE),
+            ("a_shape:1:998", HeadPlan::A_SHAPE),
+        ] {
+            assert_eq!(head_plan(text.parse().unwrap(), &shape).kind, kind, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_index_of_32_heads_at_128k_is_one_group_under_512_mib() {
+        for text in
+            ["vertical_slash:1000:6096", "vertical_slash:22032:24528", "vertical_slash:500:2048", "block_sparse:100"]
+        {
+            let patterns = vec![text.parse().unwrap(); 32];
+            let shape = shape(32, 8, 131072, 0);
+            assert_eq!(head_groups(&patterns, &shape, LIMITS), [0..32], "{text}");
+            let bytes = Plan::new(&patterns, &shape, LIMITS).unwrap().layout.bytes();
+            assert!(bytes <= 512 << 20, "{text}: {bytes}");
+        }
+    }
+
+    #[test]
+    fn one_million_tokens_go_in_groups_within_the_limits() {
+        let small = IndexLimits { part_bytes: 128 << 20, ..LIMITS };
+        for limits in [LIMITS, small] {
+            for (text, heads, kv_heads) in [
+                ("vertical_slash:1000:6096", 32, 8),
+                ("vertical_slash:30:800", 28, 4),
+                ("block_sparse:100", 32, 32),
+                ("a_shape:1024:4096", 32, 2),
+            ] {
+                let patterns = vec![text.parse().unwrap(); heads];
+                let shape = shape(heads, kv_heads, 1 << 20, 0);
+                let groups = head_groups(&patterns, &shape, limits);
+                let mut next = 0;
+                for group in &groups {
+                    assert!(group.start == next && group.end > next, "{text}: {groups:?}");
+                    next = group.end;
+                    let share = heads / kv_heads;
+                    let whole = group.start % share == 0 && group.end % share == 0;
+                    assert!(whole || group.start / share == (group.end - 1) / share, "{text}: {groups:?}");
+                    let part = AttentionShape { n_heads: group.len(), ..shape };
+                    let layout = Plan::new(&patterns[group.clone()], &part, limits).unwrap().layout;
+                    assert!(layout.bytes() <= limits.index_bytes, "{text}: {layout:?}");
+                    assert!(8 * layout.range_budget as u64 <= limits.part_bytes, "{text}: {layout:?}");
+                }
+                assert_eq!(next, heads);
+            }
+        }
+        let patterns = vec!["a_shape:1024:4096".parse().unwrap(); 32];
+        assert_eq!(head_groups(&patterns, &shape(32, 8, 1 << 20, 0), LIMITS), [0..32]);
+    }
+
+    #[test]
+    fn range_bound_holds_for_the_worst_offsets() {
+        // Offsets 65 apart make a run each: the bound must not be below what the conversion then counts.
+        for (q_len, q_start) in [(4096, 0), (1000, 4096), (700, 1000)] {
+            let shape = shape(1, 1, q_len, q_start);
+            let offsets: Vec<usize> = (0..shape.kv_len).step_by(65).collect();
+            let mut ranges = 0;
+            for row in 0..q_len.div_ceil(BLOCK) {
+                let end = q_start + BLOCK * (row + 1);
+                let mut last = None;
+                for offset in offsets.iter().rev().filter(|&&offset| offset < end) {
+                    let e = (end - offset).max(BLOCK);
+                    if last.is_none_or(|hi| e > hi + BLOCK) {
+                        ranges += 1;
+                        last = Some(e);
+                    }
+                }
+            }
+            let head = HeadPlan { kind: HeadPlan::VERTICAL_SLASH, a: 0, b: offsets.len() as u32, reserved: 0 };
+            let bound = range_bound(&head, &shape, 0);
+            assert!(ranges <= bound && bound < ranges + ranges / 10 + 200, "{ranges} {bound}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! [`HeadPattern`]: how one head is sparse, and [`PatternConfig`]: the pattern of every head of a model.
+//!
+//! ```
+//! use minference::pattern::{AttentionMode, HeadPattern, PatternConfig};
+//!
+//! let one: HeadPattern = "vertical_slash:1000:6096".parse()?;
+//! assert_eq!(AttentionMode::Uniform(one).patterns(0, 32), vec![one; 32]);
+//!
+//! // The official JSON: a list of layers, each a map of query head -> [pattern, a, b, score].
+//! let config = PatternConfig::from_json(r#"[{"0": ["vertical_and_slash", 30, 800, 0.98]}]"#)?;
+//! assert_eq!(config.pattern(0, 0).to_string(), "vertical_slash:30:800");
+//! assert_eq!(config.pattern(0, 1), HeadPattern::FALLBACK);
+//! # Ok::<(), minference::Error>(())
+//! ```
+
+mod config;
+mod official;
+
+pub use config::{Entry, PatternConfig, Score};
+pub use official::{OFFICIAL, OfficialFile};
+
+use crate::{Error, Result};
+use std::str::FromStr;
+
+/// How one head is sparse (paper, section 3.1). Offline search chooses it; what it computes is decided per prompt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeadPattern {
+    /// Every causal pair.
+    Dense,
+    /// The first `n_init` keys and, for each query, its last `n_local` (itself included).
+    AShape {
+        /// Leading keys.
+        n_init: usize,
+        /// Trailing keys.
+        n_local: usize,
+    },
+    /// The `columns` best key columns and the `offsets` best diagonals, estimated from the last 64 queries.
+    VerticalSlash {
+        /// Vertical lines.
+        columns: usize,
+        /// Slash lines.
+        offsets: usize,
+    },
+    /// For each block of 64 queries the `top_k` best blocks of 64 keys, estimated from block means.
+    BlockSparse {
+        /// Key blocks per row block.
+        top_k: usize,
+    },
+}
+
+/// The patterns of the command line, as `--attention` and `--pattern` take them.
+pub const GRAMMAR: &str = "dense | a_shape:N_INIT:N_LOCAL | vertical_slash:V:S | block_sparse:TOP_K";
+
+/// Names of [`GRAMMAR`]'s later additions, refused until they exist.
+const NOT_BUILT: [&str; 5] = ["tri_shape", "flex", "threshold", "xattention", "triangle_mix"];
+
+impl HeadPattern {
+    /// What a head without an entry gets, as in the official loader.
+    pub const FALLBACK: Self = Self::VerticalSlash { columns: 1000, offsets: 6096 };
+
+    /// The largest argument a pattern may have: sixteen times the longest prompt of the paper, and far below where
+    /// sums of positions would leave 32 bits.
+    pub const MAX_ARGUMENT: usize = 1 << 24;
+
+    /// This pattern, if its arguments make sense. A window without leading keys (`n_init` 0) does; anything else that
+    /// is 0, or above [`Self::MAX_ARGUMENT`], does not.
+    pub fn checked(self) -> Result<Self> {
+        let (numbers, may_be_zero): ([(&str, usize); 2], bool) = match self {
+            Self::Dense => return Ok(self),
+            Self::AShape { n_init, n_local } => ([("n_local", n_local), ("n_init", n_init)], true),
+            Self::VerticalSlash { columns, offsets } => ([("columns", columns), ("offsets", offsets)], false),
+            Self::BlockSparse { top_k } => ([("top_k", top_k), ("top_k", top_k)], false),
+        };
+        for (place, (what, value)) in numbers.into_iter().enumerate() {
+            let least = usize::from(!(may_be_zero && place == 1));
+            if value < least || value > Self::MAX_ARGUMENT {
+                let max = Self::MAX_ARGUMENT;
+                return Err(Error::invalid(format!("{self}: {what}: expected {least} to {max}, got {value}")));
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl std::fmt::Display for HeadPattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dense => f.write_str("dense"),
+            Self::AShape { n_init, n_local } => write!(f, "a_shape:{n_init}:{n_local}"),
+            Self::VerticalSlash { columns, offsets } => write!(f, "vertical_slash:{columns}:{offsets}"),
+            Self::BlockSparse { top_k } => write!(f, "block_sparse:{top_k}"),
+        }
+    }
+}
+
+impl FromStr for HeadPattern {
+    type Err = Error;
+
+    /// Reads [`GRAMMAR`].
+    fn from_str(text: &str) -> Result<Self> {
+        let mut parts = text.split(':');
+        let name = parts.next().unwrap_or_default();
+        let arguments: Vec<&str> = parts.collect();
+        match name {
+            "dense" => arguments_of(text, "dense", arguments).map(|[]| Self::Dense),
+            "a_shape" => arguments_of(text, "a_shape:N_INIT:N_LOCAL", arguments)
+                .map(|[n_init, n_local]| Self::AShape { n_init, n_local }),
+            "vertical_slash" => arguments_of(text, "vertical_slash:V:S", arguments)
+                .map(|[columns, offsets]| Self::VerticalSlash { columns, offsets }),
+            "block_sparse" => {
+                arguments_of(text, "block_sparse:TOP_K", arguments).map(|[top_k]| Self::BlockSparse { top_k })
+            }
+            later if NOT_BUILT.contains(&later) => {
+                return Err(Error::Unsupported(format!("pattern {later:?} is not built yet: expected {GRAMMAR}")));
+            }
+            _ => {
+                let later = NOT_BUILT.join(", ");
+                return Err(Error::invalid(format!(
+                    "unknown pattern {text:?}: expected {GRAMMAR} (known but not built yet: {later})"
+                )));
+            }
+        }?
+        .checked()
+    }
+}
+
+/// Exactly `N` decimal numbers.
+fn arguments_of<const N: usize>(text: &str, form: &str, arguments: Vec<&str>) -> Result<[usize; N]> {
+    let numbers: Vec<usize> = arguments
+        .iter()
+        .map(|a| {
+            // `parse` alone would take "+5" as well.
+            let digits = !a.is_empty() && a.bytes().all(|c| c.is_ascii_digit());
+            a.parse().ok().filter(|_| digits).ok_or_else(|| {
+                Error::invalid(format!("pattern {text:?}: expected {form}, got {a:?} where a number belongs"))
+            })
+        })
+        .collect::<Result<_>>()?;
+    let got = numbers.len();
+    numbers
+        .try_into()
+        .map_err(|_| Error::invalid(format!("pattern {text:?}: expected {form} ({N} arguments), got {got}")))
+}
+
+/// How the heads of a model attend during pre-fill.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttentionMode {
+    /// One pattern for all.
+    Uniform(HeadPattern),
+    /// A pattern for each, found offline.
+    Config(PatternConfig),
+}
+
+impl AttentionMode {
+    /// The pattern of each query head of a layer.
+    pub fn patterns(&self, layer: usize, n_heads: usize) -> Vec<HeadPattern> {
+        match self {
+            Self::Uniform(pattern) => vec![*pattern; n_heads],
+            Self::Config(config) => (0..n_heads).map(|head| config.pattern(layer, head)).collect(),
+        }
+    }
+
+    /// As reports name it: the pattern, or `config`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Uniform(pattern) => pattern.to_string(),
+            Self::Config(_) => "config".to_owned(),
+        }
+    }
+
+    /// That this mode fits a model: a [`PatternConfig`] has no more layers and heads than it.
+    pub fn check_model(&self, layers: usize, heads: usize) -> Result<()> {
+        match self {
+            Self::Uniform(_) => Ok(()),
+            Self::Config(config) => config.check_model(layers, heads),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        text.parse::<HeadPattern>().expect_err(text).to_string()
+    }
+
+    #[test]
+    fn grammar_round_trips() {
+        for text in ["dense", "a_shape:1024:4096", "a_shape:0:64", "vertical_slash:1000:6096", "block_sparse:100"] {
+            assert_eq!(text.parse::<HeadPattern>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn unknown_pattern_lists_the_known_ones() {
+        let error = error("sliding:4");
+        assert!(error.contains("\"sliding:4\""), "{error}");
+        for name in ["dense", "a_shape", "vertical_slash", "block_sparse"] {
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn later_patterns_are_unsupported_not_unknown() {
+        for text in ["tri_shape:1:2:3", "flex:0.9", "threshold:0.1", "xattention:8:0.9", "triangle_mix:16"] {
+            let error = text.parse::<HeadPattern>().expect_err(text);
+            assert!(matches!(error, Error::Unsupported(_)), "{error}");
+            assert!(error.to_string().contains("not built yet"), "{error}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_counted_and_bounded() {
+        assert!(error("vertical_slash:1000").contains("(2 arguments), got 1"));
+        assert!(error("dense:1").contains("(0 arguments), got 1"));
+        assert!(error("block_sparse:+5").contains("\"+5\""));
+        assert!(error("block_sparse:").contains("\"\""));
+        assert!(error("block_sparse:99999999999999999999999").contains("99999999999999999999999"));
+        assert!(error("block_sparse:0").contains("expected 1 to 16777216, got 0"));
+        assert!(error("a_shape:16:0").contains("n_local: expected 1 to 16777216, got 0"));
+        assert!(error("vertical_slash:0:10").contains("columns"));
+        assert!(error("vertical_slash:10:16777217").contains("offsets"));
+    }
+}
