@@ -13,12 +13,19 @@ fn all() -> BTreeMap<String, Specialisation> {
     Traits::KNOWN.iter().flat_map(|(_, traits)| specialisations(traits)).map(|s| (s.label(), s)).collect()
 }
 
-/// Field names of the Rust struct whose bytes a kernel's immediates begin with.
-fn fields(kernel: &str) -> &'static [&'static str] {
-    match kernel {
-        "add" => AddParams::FIELDS,
+/// Field names of the Rust struct whose bytes a kernel's immediates begin with, and what the backend adds to them.
+fn fields(kernel: &str) -> Vec<&'static str> {
+    let (params, more): (&[&str], &[&str]) = match kernel {
+        "add" => (AddParams::FIELDS, &[]),
+        "append_kv" => (AppendKvParams::FIELDS, &[]),
+        "cast" => (CastParams::FIELDS, &[]),
+        "embed" => (EmbedParams::FIELDS, &["first_id"]),
+        "rms_norm" => (RmsNormParams::FIELDS, &[]),
+        "rope" => (RopeParams::FIELDS, &[]),
+        "silu_mul" => (SiluMulParams::FIELDS, &[]),
         other => panic!("tests/shaders.rs: say which parameters {other} takes"),
-    }
+    };
+    [params, more].concat()
 }
 
 #[test]

@@ -1,6 +1,4 @@
-// A kernel's result stored as f32.
-alias Out = f32;
-
-fn to_out(x: f32) -> Out {
+// A kernel's result stored as f32, one element or four (`Wide`).
+fn to_out(x: Wide) -> Out {
     return x;
 }

@@ -1,5 +1,6 @@
 //! `out += x`.
 
+use super::buffer::{Binding, lanes};
 use super::link::Specialisation;
 use super::queue::fold;
 use super::{Traits, Wgpu};
@@ -9,25 +10,25 @@ use crate::{DType, Result};
 
 const WORKGROUP: u32 = 256;
 
-fn specialisation(traits: &Traits, x: DType) -> Specialisation {
-    Specialisation::new("add", traits).alias("In", traits.scalar(x)).constant("WORKGROUP", WORKGROUP).with("invocation")
+fn specialisation(traits: &Traits, x: DType, lanes: u64) -> Specialisation {
+    let kernel = Specialisation::new("add", traits).constant("WORKGROUP", WORKGROUP);
+    kernel.read("In", x, lanes).lanes(lanes).with("invocation")
 }
 
 pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
-    list.extend(traits.act_or_f32().map(|x| specialisation(traits, x)));
+    list.extend(traits.act_or_f32().flat_map(|x| [1, 4].map(|lanes| specialisation(traits, x, lanes))));
 }
 
 pub(super) fn add(b: &Wgpu, p: &AddParams, x: Slice<Wgpu>, out: SliceMut<Wgpu>) -> Result<()> {
-    let (x, out) = (super::Binding::from(x), super::Binding::from(out));
-    let specialisation = specialisation(&b.context.traits, x.dtype);
-    // Bands of what one binding holds; `out` has the wider elements.
-    let band = b.band_bytes() / 4;
-    for first in (0..u64::from(p.len)).step_by(band as usize) {
-        let len = band.min(u64::from(p.len) - first);
-        let parts =
-            [x.part(first * x.dtype.bytes(1) as u64, len * x.dtype.bytes(1) as u64), out.part(first * 4, len * 4)];
-        let groups = len.div_ceil(u64::from(WORKGROUP));
-        b.dispatch(&specialisation, &AddParams { len: len as u32 }, &parts, fold(groups))?;
+    let (x, out) = (Binding::from(x), Binding::from(out));
+    let lanes = lanes(&[x, out], &[p.len]);
+    let specialisation = specialisation(&b.context.traits, x.dtype, lanes);
+    // Rows of one vector; those of `out` are never the narrower ones.
+    let (x, out) = (x.with_lanes(lanes), out.with_lanes(lanes));
+    for (first, count) in b.row_bands(p.len / lanes as u32, out.unit()) {
+        let bindings = [x.rows(first, count, x.unit()), out.rows(first, count, out.unit())];
+        let groups = fold(count.div_ceil(u64::from(WORKGROUP)));
+        b.dispatch(&specialisation, &AddParams { len: count as u32 }, &bindings, groups)?;
     }
     Ok(())
 }

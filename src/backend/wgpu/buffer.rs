@@ -92,6 +92,8 @@ pub(super) struct Binding<'a> {
     pub(super) byte_offset: u64,
     pub(super) byte_len: u64,
     pub(super) dtype: DType,
+    /// Elements that the kernel takes at a time: 1 or 4.
+    pub(super) lanes: u64,
 }
 
 impl Binding<'_> {
@@ -106,26 +108,57 @@ impl Binding<'_> {
     }
 
     #[allow(dead_code, reason = "operations landing next use it")]
-    /// Whether it begins at a multiple of so many bytes, so that a kernel may read it in vectors of that size.
-    pub(super) fn aligned(&self, bytes: u64) -> bool {
-        self.start().is_multiple_of(bytes)
+    /// Bytes of one of its elements, where that is a whole number.
+    pub(super) fn element_bytes(&self) -> u64 {
+        self.dtype.bytes(1) as u64
     }
 
-    /// Bytes of the unit in which kernels count: 4 for f32 and u32; 2 for the rest, quantised blocks included (all of
-    /// them are an even number of bytes).
-    pub(super) fn unit(&self) -> u64 {
-        if matches!(self.dtype, DType::F32 | DType::U32) { 4 } else { 2 }
+    /// `count` rows of `row_bytes` from the `first` on, or what there is of them: the last row may be short.
+    pub(super) fn rows(self, first: u64, count: u64, row_bytes: u64) -> Self {
+        let from = first * row_bytes;
+        self.part(from, (count * row_bytes).min(self.byte_len - from))
     }
+
+    /// The same for a kernel that reads vectors of so many elements.
+    pub(super) fn with_lanes(self, lanes: u64) -> Self {
+        Self { lanes, ..self }
+    }
+
+    /// Bytes of the unit in which the kernel counts: its vectors, or 2 for quantised blocks, all of which are an even
+    /// number of bytes.
+    pub(super) fn unit(&self) -> u64 {
+        let element = if self.dtype.is_quantized() { 2 } else { self.element_bytes() };
+        element * self.lanes
+    }
+}
+
+/// How many elements a kernel may take at a time: 4 where all of these lengths and beginnings are multiples of it.
+pub(super) fn lanes(bindings: &[Binding], lengths: &[u32]) -> u64 {
+    let even = lengths.iter().all(|len| len % 4 == 0);
+    let aligned = bindings.iter().all(|b| b.start().is_multiple_of(4 * b.element_bytes()));
+    if even && aligned { 4 } else { 1 }
 }
 
 impl<'a> From<Slice<'a, Wgpu>> for Binding<'a> {
     fn from(s: Slice<'a, Wgpu>) -> Self {
-        Self { buffer: s.buffer, byte_offset: s.byte_offset as u64, byte_len: s.byte_len as u64, dtype: s.dtype }
+        Self {
+            buffer: s.buffer,
+            byte_offset: s.byte_offset as u64,
+            byte_len: s.byte_len as u64,
+            dtype: s.dtype,
+            lanes: 1,
+        }
     }
 }
 
 impl<'a> From<SliceMut<'a, Wgpu>> for Binding<'a> {
     fn from(s: SliceMut<'a, Wgpu>) -> Self {
-        Self { buffer: s.buffer, byte_offset: s.byte_offset as u64, byte_len: s.byte_len as u64, dtype: s.dtype }
+        Self {
+            buffer: s.buffer,
+            byte_offset: s.byte_offset as u64,
+            byte_len: s.byte_len as u64,
+            dtype: s.dtype,
+            lanes: 1,
+        }
     }
 }

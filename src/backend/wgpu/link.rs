@@ -6,7 +6,7 @@
 //! device: the tests compile exactly that list for every API, and the context builds pipelines for nothing else.
 
 use super::Traits;
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::fmt::Write;
 
@@ -17,11 +17,13 @@ macro_rules! sources {
 }
 
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
-const KERNELS: &[(&str, &str)] = sources!("shaders/": "add");
+const KERNELS: &[(&str, &str)] = sources!("shaders/":
+    "add" "append_kv" "cast" "embed" "rms_norm" "rope" "silu_mul");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "invocation" "invocation_subgroup" "out_f16" "out_f32");
+    "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "out_f16" "out_f32" "reduce_subgroup" "reduce_workgroup"
+    "weight_bf16" "weight_f16_packed" "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
 
 /// Stems of all kernels that can be linked.
 pub fn kernels() -> impl Iterator<Item = &'static str> {
@@ -37,6 +39,18 @@ pub fn fragments() -> impl Iterator<Item = &'static str> {
 enum Definition {
     Const(u32),
     Alias(&'static str),
+}
+
+/// WGSL's name of an element, or of four.
+fn wgsl(dtype: DType, lanes: u64) -> &'static str {
+    match (dtype, lanes) {
+        (DType::F16, 4) => "vec4<f16>",
+        (DType::F16, _) => "f16",
+        (DType::U32, 4) => "vec4<u32>",
+        (DType::U32, _) => "u32",
+        (_, 4) => "vec4<f32>",
+        _ => "f32",
+    }
 }
 
 /// One kernel in one form.
@@ -72,6 +86,34 @@ impl Specialisation {
     pub fn alias(mut self, name: &'static str, ty: &'static str) -> Self {
         self.definitions.push((name, Definition::Alias(ty)));
         self
+    }
+
+    /// Defines `alias name` for elements read as they are stored, `lanes` (1 or 4) at a time.
+    pub(super) fn read(self, name: &'static str, dtype: DType, lanes: u64) -> Self {
+        self.alias(name, wgsl(dtype, lanes))
+    }
+
+    /// Defines `alias Out` and `to_out`, which stores f32 results, `lanes` at a time.
+    pub(super) fn write(self, dtype: DType, lanes: u64) -> Self {
+        let fragment = if dtype == DType::F16 { "out_f16" } else { "out_f32" };
+        self.alias("Out", wgsl(dtype, lanes)).with(fragment)
+    }
+
+    /// Links `Wide`, f32 values `lanes` at a time.
+    pub(super) fn lanes(self, lanes: u64) -> Self {
+        self.with(if lanes == 4 { "lanes_4" } else { "lanes_1" })
+    }
+
+    /// Defines `alias Weight` and `load_w4`, which reads four elements of `w` as f32. With `lanes` of 4, rows are
+    /// multiples of four long and aligned.
+    pub(super) fn weight(self, dtype: DType, lanes: u64) -> Self {
+        match (dtype, lanes) {
+            (DType::BF16, _) => self.alias("Weight", "u32").with("weight_bf16"),
+            (DType::F16, 4) if !self.f16 => self.alias("Weight", "vec2<u32>").with("weight_f16_packed_vec4"),
+            (DType::F16, _) if !self.f16 => self.alias("Weight", "u32").with("weight_f16_packed"),
+            (_, 4) => self.alias("Weight", wgsl(dtype, 4)).with("weight_vec4"),
+            _ => self.alias("Weight", wgsl(dtype, 1)).with("weight_scalar"),
+        }
     }
 
     /// Uses cooperative matrices.

@@ -12,17 +12,22 @@
 //! bands, so that a 128 MiB limit gives the same results as 2 GiB.
 
 mod add;
+mod append_kv;
 mod buffer;
+mod cast;
 mod context;
+mod embed;
 pub mod link;
 mod queue;
+mod rms_norm;
+mod rope;
+mod silu_mul;
 
 pub use buffer::Buffer;
 
 use super::params::*;
 use super::{Backend, DeviceInfo, IndexChoice, IndexSlices, IndexSlicesMut, MemoryStats, Slice, SliceMut};
 use crate::{DType, Error, Result};
-use buffer::Binding;
 use context::Context;
 use link::Specialisation;
 use std::ops::Range;
@@ -129,27 +134,6 @@ impl Traits {
         let f16 = self.f16().then_some(DType::F16);
         std::iter::once(DType::F32).chain(f16)
     }
-
-    /// WGSL's name of an element type that kernels read as it is.
-    fn scalar(&self, dtype: DType) -> &'static str {
-        match dtype {
-            DType::F16 => "f16",
-            DType::U32 => "u32",
-            _ => "f32",
-        }
-    }
-
-    /// The fragment that stores a result of this type.
-    #[allow(dead_code, reason = "operations landing next use it")]
-    fn out(&self, dtype: DType) -> &'static str {
-        if dtype == DType::F16 { "out_f16" } else { "out_f32" }
-    }
-
-    /// The fragment with what an invocation knows of itself and, with subgroups, of its place in one.
-    #[allow(dead_code, reason = "operations landing next use it")]
-    fn invocation(&self) -> &'static str {
-        if self.subgroups() { "invocation_subgroup" } else { "invocation" }
-    }
 }
 
 /// Every shader in every form that a device of these traits can run, each once: what the tests validate for every API,
@@ -157,6 +141,12 @@ impl Traits {
 pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     let mut list = Vec::new();
     add::specialisations(traits, &mut list);
+    append_kv::specialisations(traits, &mut list);
+    cast::specialisations(traits, &mut list);
+    embed::specialisations(traits, &mut list);
+    rms_norm::specialisations(traits, &mut list);
+    rope::specialisations(traits, &mut list);
+    silu_mul::specialisations(traits, &mut list);
     list.sort();
     list.dedup();
     list
@@ -192,6 +182,9 @@ impl Wgpu {
         Ok(Self { context: Context::adopt(device, queue, info, &options)?, recorder: Mutex::default() })
     }
 
+    /// Types that matrices can keep.
+    const WEIGHTS: &[DType] = &[DType::F32, DType::F16];
+
     /// What decides which shaders run.
     pub fn traits(&self) -> &Traits {
         &self.context.traits
@@ -214,7 +207,7 @@ impl Backend for Wgpu {
     }
 
     fn accepts_weight(&self, dtype: DType) -> bool {
-        matches!(dtype, DType::F32 | DType::F16)
+        Self::WEIGHTS.contains(&dtype)
     }
 
     fn memory(&self) -> MemoryStats {
@@ -249,12 +242,12 @@ impl Backend for Wgpu {
         self.wait()
     }
 
-    fn embed(&self, _: &EmbedParams, _: Slice<Self>, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
-        self.pending("embed")
+    fn embed(&self, p: &EmbedParams, ids: Slice<Self>, table: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        embed::embed(self, p, ids, table, out)
     }
 
-    fn rms_norm(&self, _: &RmsNormParams, _: Slice<Self>, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
-        self.pending("rms_norm")
+    fn rms_norm(&self, p: &RmsNormParams, x: Slice<Self>, weight: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        rms_norm::rms_norm(self, p, x, weight, out)
     }
 
     fn matmul(
@@ -268,31 +261,31 @@ impl Backend for Wgpu {
         self.pending("matmul")
     }
 
-    fn rope(&self, _: &RopeParams, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
-        self.pending("rope")
+    fn rope(&self, p: &RopeParams, turns: Slice<Self>, x: SliceMut<Self>) -> Result<()> {
+        rope::rope(self, p, turns, x)
     }
 
-    fn silu_mul(&self, _: &SiluMulParams, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
-        self.pending("silu_mul")
+    fn silu_mul(&self, p: &SiluMulParams, gate_up: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        silu_mul::silu_mul(self, p, gate_up, out)
     }
 
     fn add(&self, p: &AddParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
         add::add(self, p, x, out)
     }
 
-    fn cast(&self, _: &CastParams, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
-        self.pending("cast")
+    fn cast(&self, p: &CastParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        cast::cast(self, p, x, out)
     }
 
     fn append_kv(
         &self,
-        _: &AppendKvParams,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: SliceMut<Self>,
-        _: SliceMut<Self>,
+        p: &AppendKvParams,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        k_cache: SliceMut<Self>,
+        v_cache: SliceMut<Self>,
     ) -> Result<()> {
-        self.pending("append_kv")
+        append_kv::append_kv(self, p, k, v, k_cache, v_cache)
     }
 
     fn score_last_queries(

@@ -161,6 +161,14 @@ impl Wgpu {
         limits.max_storage_buffer_binding_size - 2 * u64::from(limits.min_storage_buffer_offset_alignment)
     }
 
+    /// Runs of rows such that no slice binds more than the device can: their first row and number. `row_bytes` is the
+    /// distance between rows of the widest slice.
+    pub(super) fn row_bands(&self, rows: u32, row_bytes: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let rows = u64::from(rows);
+        let band = (self.band_bytes() / row_bytes.max(1)).max(1);
+        (0..rows).step_by(band as usize).map(move |first| (first, band.min(rows - first)))
+    }
+
     pub(super) fn create_buffer(&self, bytes: usize, mapped_at_creation: bool) -> Result<Buffer> {
         let context = &self.context;
         context.check()?;

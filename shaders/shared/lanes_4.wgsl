@@ -1,0 +1,7 @@
+// Kernels written for vectors, with vectors of four elements: rows are then multiples of four long and aligned.
+alias Wide = vec4<f32>;
+const LANES: u32 = 4u;
+
+fn square(x: Wide) -> f32 {
+    return dot(x, x);
+}
