@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
+pub mod attend;
 pub mod attention;
 pub mod backend;
 mod dtype;

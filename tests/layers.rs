@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const ORDER: &[&[&str]] = &[
     &["dtype", "error"],
     &["files"],
+    &["tensor_file"],
     // Leaves that know only bytes and text. `backend` dequantises matrices through `weights`.
     &["weights", "chat", "sample", "plot"],
     &["backend", "tokenizer"],
@@ -16,6 +17,7 @@ const ORDER: &[&[&str]] = &[
     &["ops"],
     &["estimate"],
     &["attention"],
+    &["attend"],
     &["model"],
     &["embedded"],
     &["engine"],

@@ -54,7 +54,7 @@ pub struct MemoryStats {
 }
 
 /// A part of a buffer to read.
-pub struct Slice<'a, B: Backend + ?Sized> {
+pub struct Slice<'a, B: Backend> {
     /// The buffer.
     pub buffer: &'a B::Buffer,
     /// Where the part begins, in bytes.
@@ -65,15 +65,15 @@ pub struct Slice<'a, B: Backend + ?Sized> {
     pub dtype: DType,
 }
 
-impl<B: Backend + ?Sized> Clone for Slice<'_, B> {
+impl<B: Backend> Clone for Slice<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<B: Backend + ?Sized> Copy for Slice<'_, B> {}
+impl<B: Backend> Copy for Slice<'_, B> {}
 
 /// A part of a buffer to write.
-pub struct SliceMut<'a, B: Backend + ?Sized> {
+pub struct SliceMut<'a, B: Backend> {
     /// The buffer.
     pub buffer: &'a mut B::Buffer,
     /// Where the part begins, in bytes.
@@ -84,7 +84,7 @@ pub struct SliceMut<'a, B: Backend + ?Sized> {
     pub dtype: DType,
 }
 
-impl<B: Backend + ?Sized> SliceMut<'_, B> {
+impl<B: Backend> SliceMut<'_, B> {
     /// The same part for a shorter time.
     pub fn reborrow(&mut self) -> SliceMut<'_, B> {
         SliceMut {
@@ -97,7 +97,7 @@ impl<B: Backend + ?Sized> SliceMut<'_, B> {
 }
 
 /// What the patterns chose, as [`Backend::build_index`] reads it. Parts that no head of the call uses hold one element.
-pub struct IndexChoice<'a, B: Backend + ?Sized> {
+pub struct IndexChoice<'a, B: Backend> {
     /// `[n_heads]` of [`HeadPlan`], u32 x 4.
     pub plan: Slice<'a, B>,
     /// u32 `[n_heads, 64 * column_tiles]`, ascending, padded with `u32::MAX`.
@@ -111,7 +111,7 @@ pub struct IndexChoice<'a, B: Backend + ?Sized> {
 }
 
 /// A sparse index on the device, to read: see [`crate::index::SparseIndex`] for the shapes.
-pub struct IndexSlices<'a, B: Backend + ?Sized> {
+pub struct IndexSlices<'a, B: Backend> {
     /// u32 `[n_heads, row_blocks, 2]`: first range and number of ranges of each row block.
     pub row_ranges: Slice<'a, B>,
     /// u32 `[range_budget + n_heads * row_blocks, 2]`: start and end (exclusive) of each range.
@@ -124,15 +124,15 @@ pub struct IndexSlices<'a, B: Backend + ?Sized> {
     pub window: Slice<'a, B>,
 }
 
-impl<B: Backend + ?Sized> Clone for IndexSlices<'_, B> {
+impl<B: Backend> Clone for IndexSlices<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<B: Backend + ?Sized> Copy for IndexSlices<'_, B> {}
+impl<B: Backend> Copy for IndexSlices<'_, B> {}
 
 /// The same, to write, with the pair counts that come out on the way.
-pub struct IndexSlicesMut<'a, B: Backend + ?Sized> {
+pub struct IndexSlicesMut<'a, B: Backend> {
     /// As in [`IndexSlices`].
     pub row_ranges: SliceMut<'a, B>,
     /// As in [`IndexSlices`].

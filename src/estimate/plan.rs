@@ -239,7 +239,7 @@ mod tests {
         {
             let patterns = vec![text.parse().unwrap(); 32];
             let shape = shape(32, 8, 131072, 0);
-            assert_eq!(head_groups(&patterns, &shape, LIMITS), [0..32], "{text}");
+            assert_eq!(head_groups(&patterns, &shape, LIMITS).len(), 1, "{text}");
             let bytes = Plan::new(&patterns, &shape, LIMITS).unwrap().layout.bytes();
             assert!(bytes <= 512 << 20, "{text}: {bytes}");
         }
@@ -274,7 +274,7 @@ mod tests {
             }
         }
         let patterns = vec!["a_shape:1024:4096".parse().unwrap(); 32];
-        assert_eq!(head_groups(&patterns, &shape(32, 8, 1 << 20, 0), LIMITS), [0..32]);
+        assert_eq!(head_groups(&patterns, &shape(32, 8, 1 << 20, 0), LIMITS).len(), 1);
     }
 
     #[test]
