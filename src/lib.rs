@@ -9,6 +9,7 @@ pub mod backend;
 mod dtype;
 #[cfg(feature = "cli")]
 pub mod embedded;
+pub mod engine;
 mod error;
 pub mod estimate;
 pub mod eval;
@@ -19,6 +20,7 @@ pub mod ops;
 pub mod pattern;
 #[cfg(feature = "cli")]
 pub mod plot;
+pub mod sample;
 pub mod tensor;
 mod tensor_file;
 pub mod weights;

@@ -66,9 +66,8 @@ pub struct DualChunk {
 impl DecoderConfig {
     /// From the text of a `config.json`; `path` stands in errors.
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text).map_err(|e| Error::file(path, format!("not JSON: {e}")))?;
-        let object = value.as_object().ok_or_else(|| Error::file(path, "expected an object, found another value"))?;
-        let f = Fields { path, prefix: "", object };
+        let object = object(path, text)?;
+        let f = Fields { path, prefix: "", object: &object };
         let model_type = f.text("model_type")?.ok_or_else(|| f.error("model_type", &family::supported(), "nothing"))?;
         let family = family::FAMILIES
             .iter()
@@ -77,12 +76,12 @@ impl DecoderConfig {
         refuse_what_is_not_built(&f, family)?;
         let rope = rope_from_json(&f, family)?;
         let config = Self { eos: f.ids("eos_token_id")?, ..Self::read(&f, family, family.keys, rope)? };
-        config.validate(path)?;
+        config.validate(path, family.keys)?;
         Ok(config)
     }
 
     /// The fields that only differ by their key. GGUF metadata comes here too.
-    fn read(f: &Fields, family: &'static Family, keys: &Keys, rope: RopeConfig) -> Result<Self> {
+    pub(super) fn read(f: &Fields, family: &'static Family, keys: &Keys, rope: RopeConfig) -> Result<Self> {
         let n_heads = f.required_count(keys.n_heads, 1..=4096)?;
         let hidden = f.required_count(keys.hidden, 1..=1 << 20)?;
         let switch = |s: Switch| match s {
@@ -118,9 +117,8 @@ impl DecoderConfig {
     }
 
     /// Checks between fields.
-    fn validate(&self, path: &Path) -> Result<()> {
-        let Self { n_heads, n_kv_heads, head_dim, family, .. } = self;
-        let keys = family.keys;
+    pub(super) fn validate(&self, path: &Path, keys: &Keys) -> Result<()> {
+        let Self { n_heads, n_kv_heads, head_dim, .. } = self;
         if *n_kv_heads == 0 || n_heads % n_kv_heads != 0 {
             let what = format!("{}: expected a divisor of {} = {n_heads}", keys.n_kv_heads, keys.n_heads);
             return Err(Error::file(path, format!("{what}, found {n_kv_heads}")));
@@ -130,7 +128,7 @@ impl DecoderConfig {
             return Err(Error::file(path, what));
         }
         let rot = self.rope.rotary_dim;
-        if rot < 2 || rot % 2 != 0 || rot > *head_dim {
+        if rot < 2 || !rot.is_multiple_of(2) || rot > *head_dim {
             let what =
                 format!("rotated dimensions: expected an even number from 2 to head_dim {head_dim}, found {rot}");
             return Err(Error::file(path, what));
@@ -208,6 +206,20 @@ fn yarn(factor: f64, original: usize) -> RopeScaling {
     RopeScaling::Yarn { factor, original, beta_fast: 32.0, beta_slow: 1.0, truncate: true, attention_factor }
 }
 
+/// The `eos_token_id` of a `generation_config.json`.
+pub(super) fn eos_of(path: &Path, text: &str) -> Result<Vec<u32>> {
+    let object = object(path, text)?;
+    Fields { path, prefix: "", object: &object }.ids("eos_token_id")
+}
+
+fn object(path: &Path, text: &str) -> Result<Map<String, Value>> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Error::file(path, "expected a JSON object, found another value")),
+        Err(e) => Err(Error::file(path, format!("expected a JSON object: {e}"))),
+    }
+}
+
 /// Positions after a stretch. transformers asks that `max_position_embeddings` stays as it was trained where linear,
 /// dynamic or YaRN scaling is added; Qwen's instructions say the same.
 fn stretched(max_positions: usize, scaling: &RopeScaling) -> usize {
@@ -220,7 +232,7 @@ fn stretched(max_positions: usize, scaling: &RopeScaling) -> usize {
     }
 }
 
-fn head_dim(f: &Fields, keys: &Keys) -> Result<usize> {
+pub(super) fn head_dim(f: &Fields, keys: &Keys) -> Result<usize> {
     if let Some(d) = f.count(keys.head_dim)? {
         return Ok(d);
     }
@@ -232,7 +244,7 @@ fn head_dim(f: &Fields, keys: &Keys) -> Result<usize> {
     Ok(hidden / heads)
 }
 
-fn unsupported_architecture(path: &Path, name: &str) -> Error {
+pub(super) fn unsupported_architecture(path: &Path, name: &str) -> Error {
     let list = family::supported();
     Error::Unsupported(format!("{}: architecture {name:?}; supported are: {list}", path.display()))
 }

@@ -1,0 +1,534 @@
+//! [`Engine`]: a prompt in, logits and an answer out.
+//!
+//! ```no_run
+//! use minference::backend::cpu::Cpu;
+//! use minference::engine::{Engine, EngineOptions};
+//! use minference::model::Model;
+//! use minference::pattern::{AttentionMode, HeadPattern};
+//! use minference::sample::Sampler;
+//!
+//! let mut engine = Engine::new(Cpu::new(), Model::open("checkpoint")?, EngineOptions::default())?;
+//! let mode = AttentionMode::Uniform(HeadPattern::VerticalSlash { columns: 1000, offsets: 6096 });
+//! let prefill = engine.prefill(&[1, 2, 3], &mode, &mut |_| ())?;
+//! let answer = engine.generate(&prefill.logits, &mut Sampler::greedy(), 64, &mut |id| println!("{id}"))?;
+//! println!("{} tokens, density {:.3}", answer.ids.len(), prefill.density);
+//! # Ok::<(), minference::Error>(())
+//! ```
+
+mod plan;
+
+pub use plan::MemoryPlan;
+
+use crate::attention::Computed;
+use crate::backend::Backend;
+use crate::backend::params::BLOCK;
+use crate::model::{AttentionCall, Chunk, Decoder, DecoderConfig, KvCache, KvPlace, Model, Watch, Workspace};
+use crate::pattern::{AttentionMode, HeadPattern};
+use crate::sample::{self, Sampler};
+use crate::tensor::View;
+use crate::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Chunks of at least this many tokens are waited for after each layer, so that progress and an interrupt mean
+/// something: the host would otherwise run ahead and then stand still. A layer of this length takes milliseconds on the
+/// fastest device we know, the wait some ten microseconds.
+const WAIT_ROWS: usize = 8192;
+
+/// How an engine works.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Tokens of a chunk, a multiple of 64; 0 takes a prompt whole. Patterns are estimated anew for each chunk.
+    pub chunk: usize,
+    /// Where keys and values stay.
+    pub kv: KvPlace,
+    /// Tokens that the KV cache is made for, prompts and answers together; 0 makes it at each first pre-fill, for the
+    /// prompt and `answer_room`.
+    pub capacity: usize,
+    /// Tokens kept free behind a prompt where `capacity` is 0.
+    pub answer_room: usize,
+    /// Set it to stop a pre-fill or an answer: [`Error::Interrupted`] after the layer at work.
+    pub interrupt: Arc<AtomicBool>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { chunk: 0, kv: KvPlace::Device, capacity: 0, answer_room: 256, interrupt: Arc::default() }
+    }
+}
+
+/// How far a pre-fill is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Layers done, over all chunks, each chunk's weighted by its tokens: tokens x layers.
+    pub done: u64,
+    /// What `done` will be at the end.
+    pub total: u64,
+    /// The layer that was just done, from 1.
+    pub layer: usize,
+    /// Layers of the model.
+    pub n_layers: usize,
+    /// Tokens of this pre-fill that have passed all layers.
+    pub tokens: usize,
+}
+
+/// What one head did in a pre-fill.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadStats {
+    /// How it was told to attend.
+    pub pattern: HeadPattern,
+    /// Computed pairs over causal pairs.
+    pub density: f64,
+}
+
+/// What a pre-fill gives.
+#[derive(Clone, Debug)]
+pub struct Prefill {
+    /// Logits of the last position: `[vocab]`.
+    pub logits: Vec<f32>,
+    /// Tokens of this prompt.
+    pub tokens: usize,
+    /// Seconds from the call to the logits on the host.
+    pub seconds: f64,
+    /// Computed pairs over causal pairs, mean over layers and heads.
+    pub density: f64,
+    /// `[layers][heads]`.
+    pub heads: Vec<Vec<HeadStats>>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The model ended it.
+    EndOfText,
+    /// It has as many tokens as were asked for.
+    Length,
+}
+
+/// What [`Engine::generate`] gives.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its tokens, without the one that ended it.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Seconds of decoding.
+    pub seconds: f64,
+    /// Decoding steps: tokens that went through the model.
+    pub steps: usize,
+}
+
+/// A model on a device, with the keys and values of one sequence.
+pub struct Engine<B: Backend> {
+    backend: B,
+    model: Model,
+    decoder: Decoder<B>,
+    options: EngineOptions,
+    cache: Option<KvCache<B>>,
+    workspace: Option<Workspace<B>>,
+    /// Every token in the cache, and how the last prompt attended: LongRoPE may have to start anew in mid-answer.
+    ids: Vec<u32>,
+    mode: AttentionMode,
+}
+
+impl<B: Backend> Engine<B> {
+    /// Uploads the weights, after a check that they and a cache of `capacity` tokens fit.
+    pub fn new(backend: B, model: Model, options: EngineOptions) -> Result<Self> {
+        if !options.chunk.is_multiple_of(BLOCK) {
+            return Err(Error::invalid(format!("chunk: expected a multiple of {BLOCK}, found {}", options.chunk)));
+        }
+        if options.kv == KvPlace::None && options.chunk != 0 {
+            let what = format!("keys and values are not kept, so a prompt cannot come in chunks of {}", options.chunk);
+            return Err(Error::invalid(what));
+        }
+        let c = &model.config;
+        if options.capacity > c.max_positions {
+            let what = format!("capacity {} tokens: {} is made for {}", options.capacity, model.name, c.max_positions);
+            return Err(Error::invalid(what));
+        }
+        MemoryPlan::new(&backend, &model, &options, options.capacity.max(1), options.capacity.max(BLOCK)).check()?;
+        let decoder = Decoder::new(&backend, &model)?;
+        let mode = AttentionMode::Uniform(HeadPattern::Dense);
+        Ok(Self { backend, model, decoder, options, cache: None, workspace: None, ids: Vec::new(), mode })
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The model: its name, config, tokenizer.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The model's config.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.model.config
+    }
+
+    /// How it works.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// Every token in the cache.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Keys and values, once there are any.
+    pub fn cache(&self) -> Option<&KvCache<B>> {
+        self.cache.as_ref()
+    }
+
+    /// Forgets all tokens.
+    pub fn reset(&mut self) {
+        self.truncate(0);
+    }
+
+    /// Forgets all tokens after the first `len`: another question on the same document.
+    pub fn truncate(&mut self, len: usize) {
+        self.ids.truncate(len);
+        if let Some(cache) = &mut self.cache {
+            cache.truncate(len);
+        }
+    }
+
+    /// What a pre-fill of `tokens` would take on this device.
+    pub fn plan(&self, tokens: usize) -> MemoryPlan {
+        let capacity = self.capacity_for(self.ids.len() + tokens);
+        MemoryPlan::new(&self.backend, &self.model, &self.options, tokens, capacity)
+    }
+
+    /// Puts a prompt behind what is in the cache and gives the logits of its last position. `progress` is called after
+    /// every layer.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an empty prompt, an id outside the vocabulary, more tokens than the model or the cache is
+    /// made for, a pattern file of another model; [`Error::OutOfMemory`] before it starts where the device is too small;
+    /// [`Error::Interrupted`]; [`Error::Device`] where the logits are NaN.
+    pub fn prefill(
+        &mut self,
+        ids: &[u32],
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Prefill> {
+        self.prefill_watched(ids, mode, progress, &mut ())
+    }
+
+    /// [`Engine::prefill`] with a look at every layer's tensors.
+    pub fn prefill_watched(
+        &mut self,
+        ids: &[u32],
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+        watch: &mut dyn Watch<B>,
+    ) -> Result<Prefill> {
+        let start = Instant::now();
+        self.check_prompt(ids, mode)?;
+        let sequence = self.ids.len() + ids.len();
+        // Keys that were rotated for a shorter sequence are computed anew, together with the prompt.
+        let anew = self.config().rope.outdated(self.ids.len(), sequence) && !self.ids.is_empty();
+        let all: Vec<u32> = if anew { [&self.ids[..], ids].concat() } else { ids.to_vec() };
+        if anew {
+            self.reset();
+        }
+        self.prepare(all.len())?;
+        let mut last = None;
+        let run = self.run(&all, mode, sequence, progress, watch, &mut |b, decoder, workspace, chunk| {
+            if chunk.end == all.len() {
+                last = Some(decoder.logits(b, workspace, chunk.len() - 1..chunk.len())?.to_f32(b)?);
+            }
+            Ok(())
+        });
+        if run.is_err() {
+            // The cache holds a part of the prompt: none of it counts.
+            let before = self.ids.len();
+            self.truncate(before);
+        }
+        let (heads, logits) = (run?, last.unwrap_or_default());
+        sample::check(&logits)?;
+        self.ids.extend_from_slice(&all);
+        self.mode = mode.clone();
+        let cells = heads.iter().flatten();
+        let density = cells.map(|h| h.density).sum::<f64>() / (heads.len() * self.config().n_heads) as f64;
+        Ok(Prefill { logits, tokens: ids.len(), seconds: start.elapsed().as_secs_f64(), density, heads })
+    }
+
+    /// Puts one token behind what is in the cache and gives the logits after it.
+    pub fn decode(&mut self, id: u32) -> Result<Vec<f32>> {
+        let sequence = self.ids.len() + 1;
+        if self.ids.is_empty() {
+            return Err(Error::invalid("decode: no prompt has been pre-filled"));
+        }
+        if self.options.kv == KvPlace::None {
+            return Err(Error::invalid("decode: keys and values were not kept"));
+        }
+        self.check_ids(&[id])?;
+        self.check_length(sequence)?;
+        if self.config().rope.outdated(self.ids.len(), sequence) {
+            let mode = self.mode.clone();
+            return Ok(self.prefill(&[id], &mode, &mut |_| ())?.logits);
+        }
+        let (Some(cache), Some(workspace)) = (&mut self.cache, &mut self.workspace) else {
+            return Err(Error::invalid("decode: no prompt has been pre-filled"));
+        };
+        if sequence > cache.capacity() {
+            let what = format!("the KV cache is made for {} tokens, {sequence} are asked for", cache.capacity());
+            return Err(Error::invalid(what));
+        }
+        let chunk = Chunk { ids: &[id], mode: None, sequence };
+        self.decoder.forward(&self.backend, chunk, cache, workspace, &mut ())?;
+        let logits = self.decoder.logits(&self.backend, workspace, 0..1)?.to_f32(&self.backend)?;
+        self.ids.push(id);
+        sample::check(&logits)?;
+        Ok(logits)
+    }
+
+    /// Draws an answer of at most `max_new` tokens, beginning with `logits` of the position before it. `on_token` is
+    /// called with each token as it is drawn; one that ends the text is not.
+    pub fn generate(
+        &mut self,
+        logits: &[f32],
+        sampler: &mut Sampler,
+        max_new: usize,
+        on_token: &mut dyn FnMut(u32),
+    ) -> Result<Answer> {
+        let start = Instant::now();
+        let mut answer = Answer { ids: Vec::new(), stop: StopReason::Length, seconds: 0.0, steps: 0 };
+        let mut logits = std::borrow::Cow::Borrowed(logits);
+        while answer.ids.len() < max_new {
+            let id = sampler.sample(&logits)?;
+            if self.model.eos.contains(&id) {
+                answer.stop = StopReason::EndOfText;
+                break;
+            }
+            answer.ids.push(id);
+            on_token(id);
+            if self.options.interrupt.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            // The last token's own logits would be thrown away.
+            if answer.ids.len() < max_new {
+                logits = self.decode(id)?.into();
+                answer.steps += 1;
+            }
+        }
+        answer.seconds = start.elapsed().as_secs_f64();
+        Ok(answer)
+    }
+
+    /// Negative log-likelihood in nats of every token of `ids` but the first, from a pre-fill of them behind nothing:
+    /// `[ids.len() - 1]`. The logits are made some rows at a time.
+    pub fn token_losses(
+        &mut self,
+        ids: &[u32],
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<f32>> {
+        self.reset();
+        self.check_prompt(ids, mode)?;
+        self.prepare(ids.len())?;
+        let mut losses = Vec::with_capacity(ids.len());
+        self.run(ids, mode, ids.len(), progress, &mut (), &mut |b, decoder, workspace, chunk| {
+            for start in chunk.clone().step_by(LOSS_ROWS) {
+                // Nothing is said about what follows the last token.
+                let rows = start..chunk.end.min(start + LOSS_ROWS).min(ids.len() - 1);
+                if rows.is_empty() {
+                    break;
+                }
+                let local = rows.start - chunk.start..rows.end - chunk.start;
+                let logits = decoder.logits(b, workspace, local)?.to_f32(b)?;
+                for (row, position) in logits.chunks_exact(decoder.config().vocab).zip(rows) {
+                    losses.push(loss(row, ids[position + 1]));
+                }
+            }
+            Ok(())
+        })?;
+        self.reset();
+        Ok(losses)
+    }
+
+    /// All chunks of a prompt through all layers; `after` sees each chunk's residual stream in the workspace. Gives what
+    /// each head did.
+    fn run(
+        &mut self,
+        ids: &[u32],
+        mode: &AttentionMode,
+        sequence: usize,
+        progress: &mut dyn FnMut(Progress),
+        watch: &mut dyn Watch<B>,
+        after: &mut AfterChunk<B>,
+    ) -> Result<Vec<Vec<HeadStats>>> {
+        let Self { backend: b, decoder, options, cache: Some(cache), workspace: Some(workspace), .. } = self else {
+            return Err(Error::invalid("no buffers for a pre-fill"));
+        };
+        let (n_layers, n_heads) = (decoder.config().n_layers, decoder.config().n_heads);
+        let chunk_len = if options.chunk == 0 { ids.len() } else { options.chunk };
+        let mut recorder = Recorder {
+            watch,
+            progress,
+            interrupt: &options.interrupt,
+            prompt: ids.len(),
+            n_layers,
+            start: 0,
+            chunk: 0,
+            computed: (0..n_layers).map(|_| Vec::new()).collect(),
+        };
+        let past = cache.len();
+        for (i, chunk) in ids.chunks(chunk_len).enumerate() {
+            let start = i * chunk_len;
+            (recorder.start, recorder.chunk) = (start, chunk.len());
+            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence };
+            decoder.forward(b, chunk, cache, workspace, &mut recorder)?;
+            after(b, decoder, workspace, start..start + chunk.ids.len())?;
+        }
+
+        // The counts are read once, now that everything has run.
+        let causal = ids.len() as f64 * past as f64 + ids.len() as f64 * (ids.len() as f64 + 1.0) / 2.0;
+        let mut stats = Vec::with_capacity(n_layers);
+        for (layer, chunks) in recorder.computed.iter().enumerate() {
+            let mut pairs = vec![0u64; n_heads];
+            for chunk in chunks {
+                pairs.iter_mut().zip(chunk.head_pairs(b)?).for_each(|(sum, new)| *sum += new);
+            }
+            let cells = mode.patterns(layer, n_heads).into_iter().zip(pairs);
+            stats.push(cells.map(|(pattern, p)| HeadStats { pattern, density: p as f64 / causal }).collect());
+        }
+        Ok(stats)
+    }
+
+    fn check_prompt(&self, ids: &[u32], mode: &AttentionMode) -> Result<()> {
+        if ids.is_empty() {
+            return Err(Error::invalid("the prompt is empty: expected at least one token"));
+        }
+        mode.check_model(self.config().n_layers, self.config().n_heads)?;
+        self.check_ids(ids)?;
+        if !self.ids.is_empty() && self.options.kv == KvPlace::None {
+            return Err(Error::invalid("keys and values of the last prompt were not kept: reset before another"));
+        }
+        self.check_length(self.ids.len() + ids.len())
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.config().vocab;
+        match ids.iter().position(|id| *id as usize >= vocab) {
+            None => Ok(()),
+            Some(at) => {
+                let what = format!("token {at}: expected an id below the vocabulary's {vocab}, found {}", ids[at]);
+                Err(Error::invalid(what))
+            }
+        }
+    }
+
+    fn check_length(&self, tokens: usize) -> Result<()> {
+        let (name, max) = (&self.model.name, self.config().max_positions);
+        if tokens > max {
+            return Err(Error::invalid(format!("{tokens} tokens: {name} is made for at most {max}")));
+        }
+        match self.config().dual_chunk {
+            Some(dual) if tokens > dual.original => Err(Error::Unsupported(format!(
+                "{tokens} tokens: beyond {} {name} needs dual chunk attention, which is not built",
+                dual.original
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tokens of a cache that is to hold `tokens`.
+    fn capacity_for(&self, tokens: usize) -> usize {
+        let made = self.cache.as_ref().map_or(0, KvCache::capacity);
+        match self.options.capacity {
+            _ if made >= tokens => made,
+            0 if self.options.kv == KvPlace::None => tokens,
+            0 => (tokens + self.options.answer_room).min(self.config().max_positions.max(tokens)),
+            capacity => capacity,
+        }
+    }
+
+    /// Makes the cache and the buffers that a prompt of `tokens` needs, where those of the last one are too small.
+    fn prepare(&mut self, tokens: usize) -> Result<()> {
+        let (past, plan) = (self.ids.len(), self.plan(tokens));
+        if plan.capacity < past + tokens {
+            let what = format!("the KV cache is made for {} tokens, {} are asked for", plan.capacity, past + tokens);
+            return Err(Error::invalid(what));
+        }
+        let made = self.cache.as_ref().map_or(0, KvCache::capacity);
+        if plan.capacity > made && past > 0 {
+            let what = format!("the KV cache is made for {made} tokens, {} are asked for", past + tokens);
+            return Err(Error::invalid(format!("{what}: set the capacity when the engine is made")));
+        }
+        plan.check()?;
+        if plan.capacity > made {
+            self.cache = None;
+            self.cache = Some(KvCache::new(&self.backend, &self.model.config, plan.capacity, self.options.kv)?);
+        }
+        let rows = if self.options.chunk == 0 { tokens } else { tokens.min(self.options.chunk) };
+        if self.workspace.as_ref().is_none_or(|w| w.rows() < rows) {
+            self.workspace = None;
+            self.workspace = Some(Workspace::new(&self.backend, &self.model.config, rows)?);
+        }
+        Ok(())
+    }
+}
+
+/// Sees the residual stream of each chunk in the workspace; the range is the chunk's tokens within the prompt.
+type AfterChunk<'a, B> = dyn FnMut(&B, &Decoder<B>, &mut Workspace<B>, Range<usize>) -> Result<()> + 'a;
+
+/// Rows of logits at a time where losses are wanted: 152,064 ids of 256 rows are 156 MB.
+const LOSS_ROWS: usize = 256;
+
+/// Negative log-likelihood of a token under its logits.
+fn loss(logits: &[f32], target: u32) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+    (sum.ln() + f64::from(max - logits[target as usize])) as f32
+}
+
+/// Between the forward pass and who watches it: counts, tells, and stops.
+struct Recorder<'a, B: Backend> {
+    watch: &'a mut dyn Watch<B>,
+    progress: &'a mut dyn FnMut(Progress),
+    interrupt: &'a AtomicBool,
+    prompt: usize,
+    n_layers: usize,
+    /// First token of the chunk at work, and its tokens.
+    start: usize,
+    chunk: usize,
+    /// Each layer's counts, chunk after chunk.
+    computed: Vec<Vec<Computed<B>>>,
+}
+
+impl<B: Backend> Watch<B> for Recorder<'_, B> {
+    fn hidden(&mut self, backend: &B, layers_done: usize, x: View<B>) -> Result<()> {
+        if self.chunk >= WAIT_ROWS {
+            backend.synchronize()?;
+        }
+        if self.interrupt.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        if layers_done > 0 {
+            let all = layers_done == self.n_layers;
+            (self.progress)(Progress {
+                done: (self.start * self.n_layers + self.chunk * layers_done) as u64,
+                total: (self.prompt * self.n_layers) as u64,
+                layer: layers_done,
+                n_layers: self.n_layers,
+                tokens: self.start + if all { self.chunk } else { 0 },
+            });
+        }
+        self.watch.hidden(backend, layers_done, x)
+    }
+
+    fn attention(&mut self, backend: &B, layer: usize, call: &AttentionCall<B>) -> Result<()> {
+        self.watch.attention(backend, layer, call)
+    }
+
+    fn computed(&mut self, _backend: &B, layer: usize, computed: Computed<B>) -> Result<()> {
+        self.computed[layer].push(computed);
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! The forward pass: one chunk of tokens through all layers, layer by layer.
+//!
+//! Letters in shapes: `n` tokens of the chunk, `m` rows of a slice, `H` query heads, `KV` key and value heads, `D` head_dim,
+//! `W` = `(H + 2 KV) * D`. `act` is the backend's activation type; the residual stream `x` is f32.
+
+use super::kv_cache::{KvCache, LayerKv};
+use super::load::{Layer, Linear, Loader};
+use super::{DecoderConfig, Model};
+use crate::attention::{Computed, attend};
+use crate::backend::Backend;
+use crate::ops::{self, AttentionShape, HeadBand, Rope};
+use crate::pattern::AttentionMode;
+use crate::tensor::{Tensor, View, ViewMut};
+use crate::{DType, Result};
+use std::ops::Range;
+
+/// Rows of a slice. Norms, projections and the MLP run over the chunk in slices, so that their buffers do not grow with the
+/// prompt: Llama-3-8B's gate and up of 4096 rows take 235 MB in f16, of 131,072 rows 7.5 GB. Matrix products lose
+/// nothing at this height.
+pub const SLICE_ROWS: usize = 4096;
+
+/// A model's weights on a device.
+pub struct Decoder<B: Backend> {
+    config: DecoderConfig,
+    embed: Tensor<B>,           // [vocab, hidden]
+    layers: Vec<Layer<B>>,      //
+    final_norm: Tensor<B>,      // f32 [hidden]
+    lm_head: Option<Tensor<B>>, // [vocab, hidden], none: the embedding
+}
+
+/// What one call of [`Decoder::forward`] computes.
+#[derive(Clone, Copy)]
+pub struct Chunk<'a> {
+    /// Token ids, below the vocabulary's size, at least one.
+    pub ids: &'a [u32],
+    /// How each head attends, with an index estimated on this chunk; none for a decoding step over all cached keys.
+    pub mode: Option<&'a AttentionMode>,
+    /// Tokens of the whole sequence, which decide the RoPE frequencies of LongRoPE and dynamic NTK.
+    pub sequence: usize,
+}
+
+/// The tensors of one attention call, before it runs.
+pub struct AttentionCall<'a, B: Backend> {
+    /// Heads, lengths and strides.
+    pub shape: AttentionShape,
+    /// act, rotated.
+    pub q: View<'a, B>,
+    /// act, rotated: the cache.
+    pub k: View<'a, B>,
+    /// act: the cache.
+    pub v: View<'a, B>,
+}
+
+/// Looks at a forward pass, and may stop it with an error. Reading a tensor back waits for the device.
+pub trait Watch<B: Backend> {
+    /// The residual stream f32 `[n, hidden]` after the embedding (0) and after each layer (1 and on).
+    fn hidden(&mut self, _backend: &B, _layers_done: usize, _x: View<B>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Queries, keys and values of a layer.
+    fn attention(&mut self, _backend: &B, _layer: usize, _call: &AttentionCall<B>) -> Result<()> {
+        Ok(())
+    }
+
+    /// How much a layer's attention computed, counted on the device.
+    fn computed(&mut self, _backend: &B, _layer: usize, _computed: Computed<B>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Watches nothing.
+impl<B: Backend> Watch<B> for () {}
+
+/// Buffers of a forward pass, made once for chunks up to a length.
+pub struct Workspace<B: Backend> {
+    rows: usize,
+    slice: usize,
+    ids: Tensor<B>,            // u32 [rows]
+    x: Tensor<B>,              // f32 [rows, hidden]: the residual stream
+    qkv: Tensor<B>,            // act [rows, W]
+    attended: Tensor<B>,       // act [rows, H * D]
+    normed: Tensor<B>,         // act [slice, hidden]
+    gate_up: Tensor<B>,        // act [slice, 2 * ffn]
+    gated: Tensor<B>,          // act [slice, ffn]
+    raw_qk: Option<Tensor<B>>, // act [slice, W]: q and k before their norms
+    branch: Option<Branch<B>>,
+    turns: Tensor<B>,         // u32 [rotary_dim / 2, 2]
+    turns_for: Option<usize>, // RopeConfig::deciding_length
+}
+
+impl<B: Backend> Workspace<B> {
+    /// For chunks of up to `rows` tokens.
+    pub fn new(b: &B, c: &DecoderConfig, rows: usize) -> Result<Self> {
+        let (slice, act) = (rows.min(SLICE_ROWS), b.activation());
+        let stream = || Tensor::alloc(b, DType::F32, [slice, c.hidden]);
+        Ok(Self {
+            rows,
+            slice,
+            ids: Tensor::alloc(b, DType::U32, [rows])?,
+            x: Tensor::alloc(b, DType::F32, [rows, c.hidden])?,
+            qkv: Tensor::alloc(b, act, [rows, c.qkv_width()])?,
+            attended: Tensor::alloc(b, act, [rows, c.n_heads * c.head_dim])?,
+            normed: Tensor::alloc(b, act, [slice, c.hidden])?,
+            gate_up: Tensor::alloc(b, act, [slice, 2 * c.ffn])?,
+            gated: Tensor::alloc(b, act, [slice, c.ffn])?,
+            raw_qk: if c.qk_norm { Some(Tensor::alloc(b, act, [slice, c.qkv_width()])?) } else { None },
+            branch: if c.post_norms { Some(Branch { product: stream()?, normed: stream()? }) } else { None },
+            turns: Tensor::alloc(b, DType::U32, [c.rope.rotary_dim / 2, 2])?,
+            turns_for: None,
+        })
+    }
+
+    /// Tokens of the longest chunk.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+/// Bytes that [`Workspace::new`] allocates.
+pub fn workspace_bytes(c: &DecoderConfig, act: DType, rows: usize) -> u64 {
+    let (slice, q) = (rows.min(SLICE_ROWS), c.n_heads * c.head_dim);
+    let raw = if c.qk_norm { c.qkv_width() } else { 0 };
+    let by_row = 4 + 4 * c.hidden + act.bytes(c.qkv_width() + q);
+    let by_slice_row = act.bytes(c.hidden + 3 * c.ffn + raw) + if c.post_norms { 8 * c.hidden } else { 0 };
+    (rows * by_row + slice * by_slice_row) as u64
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Uploads all weights.
+    pub fn new(backend: &B, model: &Model) -> Result<Self> {
+        let loader = Loader { backend, model };
+        Ok(Self {
+            config: model.config.clone(),
+            embed: loader.embed()?,
+            layers: (0..model.config.n_layers).map(|i| loader.layer(i)).collect::<Result<_>>()?,
+            final_norm: loader.final_norm()?,
+            lm_head: loader.lm_head()?,
+        })
+    }
+
+    /// The model.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Runs a chunk behind the tokens in `cache`, adds its keys and values there, and leaves the residual stream in `ws`
+    /// for [`Decoder::logits`]. Nothing is read back.
+    pub fn forward(
+        &self,
+        b: &B,
+        chunk: Chunk,
+        cache: &mut KvCache<B>,
+        ws: &mut Workspace<B>,
+        watch: &mut dyn Watch<B>,
+    ) -> Result<()> {
+        let c = &self.config;
+        let (n, h, kv, d, w) = (chunk.ids.len(), c.n_heads, c.n_kv_heads, c.head_dim, c.qkv_width());
+        let (past, capacity, first_position) = (cache.len(), cache.capacity(), cache.first_position());
+        let rope = Rope {
+            rotary_dim: c.rope.rotary_dim,
+            interleaved: c.rope.interleaved,
+            attention_factor: c.rope.attention_factor() as f32,
+        };
+        let heads = |first: usize, heads: usize| HeadBand { column: first * d, heads, head_dim: d };
+        let shape = AttentionShape {
+            n_heads: h,
+            n_kv_heads: kv,
+            head_dim: d,
+            q_len: n,
+            kv_len: past + n,
+            q_start: past,
+            scale: c.scale(),
+            q_stride: [w, d],
+            k_stride: [d, capacity * d],
+            v_stride: [d, capacity * d],
+            out_stride: [h * d, d],
+        };
+        let slices: Vec<Range<usize>> = (0..n).step_by(ws.slice).map(|r| r..n.min(r + ws.slice)).collect();
+
+        let length = c.rope.deciding_length(chunk.sequence);
+        if ws.turns_for != Some(length) {
+            ws.turns.write(b, &c.rope.turns(length))?;
+            ws.turns_for = Some(length);
+        }
+        ws.ids.write(b, chunk.ids)?;
+        ops::embed(b, ws.ids.view().rows(0..n), self.embed.view(), ws.x.view_mut().rows(0..n))?; // x [n, hidden]
+        watch.hidden(b, 0, ws.x.view().rows(0..n))?;
+
+        for (i, layer) in self.layers.iter().enumerate() {
+            let LayerKv { k, v } = cache.layer_mut(i);
+
+            // q, k, v of all rows
+            for rows in slices.clone() {
+                let m = rows.len();
+                let x = ws.x.view().rows(rows.clone());
+                ops::rms_norm(b, x, layer.attn_norm.view(), c.norm_eps, ws.normed.view_mut().rows(0..m))?;
+                let normed = ws.normed.view().rows(0..m); // [m, hidden]
+                let mut qkv = ws.qkv.view_mut().rows(rows.clone()); // [m, W]
+                if let (Some([q_norm, k_norm]), Some(raw)) = (&layer.qk_norms, &mut ws.raw_qk) {
+                    for part in &layer.qkv.parts {
+                        let is_v = part.column >= (h + kv) * d;
+                        let into = if is_v { qkv.reborrow() } else { raw.view_mut().rows(0..m) };
+                        part.apply(b, normed, into, false)?;
+                    }
+                    let raw = raw.view().rows(0..m);
+                    ops::rms_norm_heads(b, raw, heads(0, h), q_norm.view(), c.norm_eps, qkv.reborrow())?;
+                    ops::rms_norm_heads(b, raw, heads(h, kv), k_norm.view(), c.norm_eps, qkv.reborrow())?;
+                } else {
+                    layer.qkv.apply(b, normed, qkv.reborrow(), false)?;
+                }
+                ops::rope(b, ws.turns.view(), qkv, heads(0, h + kv), rope, first_position + past + rows.start)?;
+                let qkv = ws.qkv.view().rows(rows.clone());
+                let (k, v) = (k.view_mut(), v.view_mut()); // [KV, capacity, D]
+                ops::append_kv(b, qkv, heads(h, kv), heads(h + kv, kv), k, v, past + rows.start)?;
+            }
+
+            // attention of all rows
+            let call = AttentionCall { shape, q: ws.qkv.view().rows(0..n), k: k.view(), v: v.view() };
+            watch.attention(b, i, &call)?;
+            let out = ws.attended.view_mut().rows(0..n); // [n, H * D]
+            match chunk.mode {
+                Some(mode) => {
+                    let computed = attend(b, &mode.patterns(i, h), &shape, call.q, call.k, call.v, out, None)?;
+                    watch.computed(b, i, computed)?;
+                }
+                None => ops::decode_attention(b, &shape, call.q, call.k, call.v, out)?,
+            }
+
+            // output projection and MLP, added to the residual stream
+            for rows in slices.clone() {
+                let m = rows.len();
+                let attended = ws.attended.view().rows(rows.clone());
+                let x = ws.x.view_mut().rows(rows.clone());
+                match (&layer.post_norms, &mut ws.branch) {
+                    (Some([norm, _]), Some(branch)) => branch.add(b, &layer.o, attended, norm, c.norm_eps, x)?,
+                    _ => layer.o.apply(b, attended, x, true)?,
+                }
+                let x = ws.x.view().rows(rows.clone());
+                ops::rms_norm(b, x, layer.ffn_norm.view(), c.norm_eps, ws.normed.view_mut().rows(0..m))?;
+                let normed = ws.normed.view().rows(0..m); // [m, hidden]
+                layer.gate_up.apply(b, normed, ws.gate_up.view_mut().rows(0..m), false)?; // [m, 2 * ffn]
+                ops::silu_mul(b, ws.gate_up.view().rows(0..m), ws.gated.view_mut().rows(0..m))?; // [m, ffn]
+                let gated = ws.gated.view().rows(0..m);
+                let x = ws.x.view_mut().rows(rows);
+                match (&layer.post_norms, &mut ws.branch) {
+                    (Some([_, norm]), Some(branch)) => branch.add(b, &layer.down, gated, norm, c.norm_eps, x)?,
+                    _ => layer.down.apply(b, gated, x, true)?,
+                }
+            }
+            watch.hidden(b, i + 1, ws.x.view().rows(0..n))?;
+            b.flush()?;
+        }
+        cache.advance(n);
+        Ok(())
+    }
+
+    /// Final norm and output matrix over some rows of the chunk that [`Decoder::forward`] ran last: f32 `[m, vocab]`, at
+    /// most [`SLICE_ROWS`] rows at a time.
+    pub fn logits(&self, b: &B, ws: &mut Workspace<B>, rows: Range<usize>) -> Result<Tensor<B>> {
+        let m = rows.len();
+        let mut logits = Tensor::alloc(b, DType::F32, [m, self.config.vocab])?;
+        let normed = ws.normed.view_mut().rows(0..m);
+        ops::rms_norm(b, ws.x.view().rows(rows), self.final_norm.view(), self.config.norm_eps, normed)?;
+        let w = self.lm_head.as_ref().unwrap_or(&self.embed).view();
+        let into = ops::MatmulInto::default();
+        ops::matmul(b, ws.normed.view().rows(0..m), w, None, logits.view_mut(), into)?;
+        Ok(logits)
+    }
+
+    /// The last hidden state of a chunk's rows as transformers reports it, after the final norm: f32 `[m, hidden]`.
+    pub fn final_hidden(&self, b: &B, ws: &Workspace<B>, rows: Range<usize>) -> Result<Tensor<B>> {
+        let mut out = Tensor::alloc(b, DType::F32, [rows.len(), self.config.hidden])?;
+        ops::rms_norm(b, ws.x.view().rows(rows), self.final_norm.view(), self.config.norm_eps, out.view_mut())?;
+        Ok(out)
+    }
+}
+
+/// A branch that is normed before it joins the residual stream (GLM-4-0414): the product, and its norm, f32 `[slice, hidden]`.
+struct Branch<B: Backend> {
+    product: Tensor<B>,
+    normed: Tensor<B>,
+}
+
+impl<B: Backend> Branch<B> {
+    /// `x += norm(input w^T)`: input act `[m, _]`, x f32 `[m, hidden]`.
+    fn add(
+        &mut self,
+        b: &B,
+        linear: &Linear<B>,
+        input: View<B>,
+        norm: &Tensor<B>,
+        eps: f32,
+        x: ViewMut<B>,
+    ) -> Result<()> {
+        let m = x.shape().dims()[0];
+        linear.apply(b, input, self.product.view_mut().rows(0..m), false)?;
+        ops::rms_norm(b, self.product.view().rows(0..m), norm.view(), eps, self.normed.view_mut().rows(0..m))?;
+        ops::add(b, self.normed.view().rows(0..m), x)
+    }
+}
