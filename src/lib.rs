@@ -23,6 +23,7 @@ pub mod plot;
 pub mod sample;
 pub mod tensor;
 mod tensor_file;
+pub mod tokenizer;
 pub mod weights;
 
 pub use dtype::DType;
