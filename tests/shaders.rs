@@ -20,6 +20,7 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "append_kv" => (AppendKvParams::FIELDS, &[]),
         "cast" => (CastParams::FIELDS, &[]),
         "embed" => (EmbedParams::FIELDS, &["first_id"]),
+        "matmul" | "matvec" => (MatmulParams::FIELDS, &[]),
         "rms_norm" => (RmsNormParams::FIELDS, &[]),
         "rope" => (RopeParams::FIELDS, &[]),
         "silu_mul" => (SiluMulParams::FIELDS, &[]),

@@ -311,3 +311,46 @@ fn a_missing_adapter_is_unavailable() {
     let error = Wgpu::new(Some(99), Options::default()).err().expect("no machine has 100 adapters");
     assert!(matches!(error, Error::Unavailable(_)), "{error}");
 }
+
+/// Vectors and tiles of both sizes, inner lengths with and without tails, bands of columns, bias, residual.
+#[test]
+fn matmul_in_all_forms() {
+    // m, n, k, first column, columns of out
+    let shapes = [
+        (1, 97, 256, 0, 97),
+        (3, 40, 65, 5, 50),
+        (17, 130, 48, 0, 130),
+        (64, 128, 72, 3, 140),
+        (133, 257, 100, 0, 257),
+        (130, 64, 33, 64, 128),
+    ];
+    for b in devices() {
+        for (case, (m, n, k, column, out_cols)) in shapes.into_iter().enumerate() {
+            let (x, w, bias) = (values(m * k, 11), values(n * k, 12), values(n, 13));
+            let x_device = Tensor::activation(&b, [m, k], &x).unwrap();
+            let bias_device = Tensor::from_slice(&b, DType::F32, [n], &bias).unwrap();
+            for weight in [DType::F32, DType::F16] {
+                let w_device = Tensor::from_bytes(&b, weight, [n, k], &encode_f32(weight, &w).unwrap()).unwrap();
+                for (to, accumulate) in [(DType::F32, false), (DType::F32, true), (b.activation(), false)] {
+                    let with_bias = (case + usize::from(accumulate)) % 2 == 0;
+                    let mut want = vec![0.25; m * out_cols];
+                    for (r, c) in (0..m).flat_map(|r| (0..n).map(move |c| (r, c))) {
+                        let products = x[r * k..][..k].iter().zip(&w[c * k..][..k]);
+                        let sum: f64 = products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                        let slot = &mut want[r * out_cols + column + c];
+                        *slot = sum
+                            + if with_bias { f64::from(bias[c]) } else { 0.0 }
+                            + if accumulate { 0.25 } else { 0.0 };
+                    }
+                    let before = encode_f32(to, &vec![0.25; m * out_cols]).unwrap();
+                    let mut out = Tensor::from_bytes(&b, to, [m, out_cols], &before).unwrap();
+                    let into = ops::MatmulInto { column, accumulate };
+                    let bias = with_bias.then(|| bias_device.view());
+                    ops::matmul(&b, x_device.view(), w_device.view(), bias, out.view_mut(), into).unwrap();
+                    let what = format!("matmul {m}x{n}x{k} {weight} to {to}");
+                    close(&what, b.info(), &out.to_f32(&b).unwrap(), &want, 2.0 * epsilon(to) + 1e-6 * k as f64);
+                }
+            }
+        }
+    }
+}

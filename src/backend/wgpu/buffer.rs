@@ -52,6 +52,11 @@ impl Buffer {
         Self { raw, offset: 0, len, account: Some((account.clone(), size)) }
     }
 
+    /// A buffer of the backend's own, which users do not see in their account.
+    pub(super) fn unaccounted(raw: wgpu::Buffer, len: u64) -> Self {
+        Self { raw, offset: 0, len, account: None }
+    }
+
     /// `len` bytes from `offset` of a buffer that the caller made on the same device, with usage `STORAGE`, `COPY_SRC`
     /// and `COPY_DST`. The buffer's size and both numbers are multiples of 4, as every storage binding is.
     pub fn wrap(raw: wgpu::Buffer, offset: u64, len: u64) -> Result<Self> {

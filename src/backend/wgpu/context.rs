@@ -346,6 +346,25 @@ impl Context {
         }
     }
 
+    /// A storage buffer of at least so many bytes.
+    pub(super) fn create_buffer(&self, bytes: usize, mapped_at_creation: bool) -> Result<wgpu::Buffer> {
+        self.check()?;
+        let size = (bytes as u64).next_multiple_of(16).max(16);
+        if size > self.limits.max_buffer_size {
+            return Err(Error::OutOfMemory(format!(
+                "a buffer of {bytes} bytes was asked, {} makes them up to {}",
+                self.info.name, self.limits.max_buffer_size
+            )));
+        }
+        let descriptor = wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation,
+        };
+        self.guarded(&format!("a buffer of {bytes} bytes"), || self.device.create_buffer(&descriptor))
+    }
+
     /// Waits until a submission, or all of them, are done.
     pub(super) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         let poll = || self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });

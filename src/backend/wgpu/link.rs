@@ -18,11 +18,12 @@ macro_rules! sources {
 
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
-    "add" "append_kv" "cast" "embed" "rms_norm" "rope" "silu_mul");
+    "add" "append_kv" "cast" "embed" "matmul" "matvec" "rms_norm" "rope" "silu_mul");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "out_f16" "out_f32" "reduce_subgroup" "reduce_workgroup"
+    "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "matmul_out" "out_f16" "out_f32"
+    "reduce_subgroup" "reduce_workgroup" "team_subgroup" "team_workgroup" "tile_order"
     "weight_bf16" "weight_f16_packed" "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
 
 /// Stems of all kernels that can be linked.

@@ -18,6 +18,7 @@ mod cast;
 mod context;
 mod embed;
 pub mod link;
+mod matmul;
 mod queue;
 mod rms_norm;
 mod rope;
@@ -144,6 +145,7 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     append_kv::specialisations(traits, &mut list);
     cast::specialisations(traits, &mut list);
     embed::specialisations(traits, &mut list);
+    matmul::specialisations(traits, &mut list);
     rms_norm::specialisations(traits, &mut list);
     rope::specialisations(traits, &mut list);
     silu_mul::specialisations(traits, &mut list);
@@ -161,6 +163,8 @@ pub fn devices() -> Vec<DeviceInfo> {
 pub struct Wgpu {
     context: Context,
     recorder: Mutex<queue::Recorder>,
+    /// Bound where an operation has no operand for a binding.
+    placeholder: Buffer,
 }
 
 impl Wgpu {
@@ -168,7 +172,7 @@ impl Wgpu {
     ///
     /// [`Error::Unavailable`] where there is none, saying how to install a driver, or where it cannot run the tier asked.
     pub fn new(number: Option<usize>, options: Options) -> Result<Self> {
-        Ok(Self { context: Context::open(number, &options)?, recorder: Mutex::default() })
+        Self::over(Context::open(number, &options)?)
     }
 
     /// Works on a device and queue that the caller made: an operator embedded in another engine, over the caller's buffers
@@ -179,7 +183,16 @@ impl Wgpu {
     /// those of the caller do not meet.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, options: Options) -> Result<Self> {
         let info = device.adapter_info();
-        Ok(Self { context: Context::adopt(device, queue, info, &options)?, recorder: Mutex::default() })
+        Self::over(Context::adopt(device, queue, info, &options)?)
+    }
+
+    fn over(context: Context) -> Result<Self> {
+        let placeholder = Buffer::unaccounted(context.create_buffer(16, false)?, 16);
+        Ok(Self { context, recorder: Mutex::default(), placeholder })
+    }
+
+    fn placeholder(&self) -> buffer::Binding<'_> {
+        buffer::Binding { buffer: &self.placeholder, byte_offset: 0, byte_len: 16, dtype: DType::F32, lanes: 1 }
     }
 
     /// Types that matrices can keep.
@@ -252,13 +265,13 @@ impl Backend for Wgpu {
 
     fn matmul(
         &self,
-        _: &MatmulParams,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: Option<Slice<Self>>,
-        _: SliceMut<Self>,
+        p: &MatmulParams,
+        x: Slice<Self>,
+        w: Slice<Self>,
+        bias: Option<Slice<Self>>,
+        out: SliceMut<Self>,
     ) -> Result<()> {
-        self.pending("matmul")
+        matmul::matmul(self, p, x, w, bias, out)
     }
 
     fn rope(&self, p: &RopeParams, turns: Slice<Self>, x: SliceMut<Self>) -> Result<()> {

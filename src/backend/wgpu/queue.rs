@@ -170,24 +170,8 @@ impl Wgpu {
     }
 
     pub(super) fn create_buffer(&self, bytes: usize, mapped_at_creation: bool) -> Result<Buffer> {
-        let context = &self.context;
-        context.check()?;
-        let size = (bytes as u64).next_multiple_of(16).max(16);
-        if size > context.limits.max_buffer_size {
-            return Err(Error::OutOfMemory(format!(
-                "a buffer of {bytes} bytes was asked, {} makes them up to {}",
-                context.info.name, context.limits.max_buffer_size
-            )));
-        }
-        let descriptor = wgpu::BufferDescriptor {
-            label: None,
-            size,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation,
-        };
-        let raw =
-            context.guarded(&format!("a buffer of {bytes} bytes"), || context.device.create_buffer(&descriptor))?;
-        Ok(Buffer::owned(raw, bytes as u64, &context.account))
+        let raw = self.context.create_buffer(bytes, mapped_at_creation)?;
+        Ok(Buffer::owned(raw, bytes as u64, &self.context.account))
     }
 
     /// Notes bytes that wait in host memory until the next submission, and submits when they are many.
