@@ -1,7 +1,8 @@
 //! `out[i, :] = table[ids[i], :]`.
 
-use super::matmul::{dequantize, row_bytes};
+use super::matmul::row_bytes;
 use crate::backend::params::EmbedParams;
+use crate::weights::dequantize_into;
 use crate::{DType, Error, Result};
 use rayon::prelude::*;
 
@@ -13,6 +14,6 @@ pub(super) fn embed(p: &EmbedParams, ids: &[u32], dtype: DType, table: &[u8], ou
         if id >= p.vocab {
             return Err(Error::invalid(format!("token id {id} is not below the vocabulary's {}", p.vocab)));
         }
-        dequantize(dtype, &table[id as usize * row..][..row], out)
+        dequantize_into(dtype, &table[id as usize * row..][..row], out)
     })
 }

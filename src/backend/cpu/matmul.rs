@@ -3,6 +3,7 @@
 use super::gemm::matmul_transposed;
 use super::simd;
 use crate::backend::params::MatmulParams;
+use crate::weights::dequantize_into;
 use crate::{DType, Error, Result};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -46,7 +47,7 @@ pub(super) fn matmul(
     for (i, w) in w.chunks(panel_rows * row).enumerate() {
         let rows = w.len() / row;
         let parts = panel.par_chunks_mut(k).zip(w.par_chunks(row)).with_min_len(8);
-        parts.try_for_each(|(panel, w)| dequantize(dtype, w, panel))?;
+        parts.try_for_each(|(panel, w)| dequantize_into(dtype, w, panel))?;
         let out = (&mut out[i * panel_rows..], out_stride);
         matmul_transposed([m, rows, k], x, &panel, out, accumulate);
     }
@@ -66,7 +67,7 @@ fn few_rows(p: &MatmulParams, x: &[f32], dtype: DType, w: &[u8], bias: Option<&[
                 let w = match bytemuck::try_cast_slice(w) {
                     Ok(w) if dtype == DType::F32 => w,
                     _ => {
-                        dequantize(dtype, w, buffer)?;
+                        dequantize_into(dtype, w, buffer)?;
                         &*buffer
                     }
                 };
@@ -114,33 +115,4 @@ pub(super) fn row_bytes(op: &'static str, dtype: DType, k: usize) -> Result<usiz
         expected: format!("a multiple of {dtype}'s block of {}", dtype.block_len()),
         got: k.to_string(),
     })
-}
-
-/// Weights of any type as f32.
-pub(super) fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
-    match dtype {
-        DType::F32 => {
-            for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *out = f32::from_le_bytes(*b);
-            }
-        }
-        DType::F16 => {
-            use half::slice::HalfFloatSliceExt;
-            match bytemuck::try_cast_slice::<u8, half::f16>(bytes) {
-                Ok(values) => values.convert_to_f32_slice(out),
-                Err(_) => {
-                    for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
-                        *out = half::f16::from_le_bytes(*b).to_f32();
-                    }
-                }
-            }
-        }
-        DType::BF16 => {
-            for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *out = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-            }
-        }
-        other => return Err(Error::Unsupported(format!("cpu: {other} weights"))),
-    }
-    Ok(())
 }
