@@ -1,1 +1,335 @@
-//! Any backend, with each operation named, sized and timed.
+//! Any backend, with each operation counted, sized and timed: what `--timings` prints.
+//!
+//! ```
+//! use minference::backend::{cpu::Cpu, traced::Traced};
+//! use minference::{DType, ops, tensor::Tensor};
+//! let b = Traced::new(Cpu::new());
+//! let x = Tensor::from_slice(&b, DType::F32, [3], &[1.0f32, 2.0, 3.0])?;
+//! let mut out = Tensor::from_slice(&b, DType::F32, [3], &[0.0f32; 3])?;
+//! ops::add(&b, x.view(), out.view_mut())?;
+//! assert_eq!(b.timings()[0].name, "add");
+//! println!("{}", b.report());
+//! # Ok::<(), minference::Error>(())
+//! ```
+
+use super::params::*;
+use super::{Backend, DeviceInfo, IndexChoice, IndexSlices, IndexSlicesMut, MemoryStats, Slice, SliceMut};
+use crate::{DType, Result};
+use std::fmt::Write;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+/// All calls of one operation so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timing {
+    /// The operation's stem, as everywhere.
+    pub name: &'static str,
+    /// How often it ran.
+    pub calls: u64,
+    /// Wall-clock time from its call to the device's last step of it.
+    pub seconds: f64,
+    /// Length of the tensor parts it was given, read or written.
+    pub bytes: u64,
+}
+
+/// A backend that waits after each operation and keeps account of it. Waiting costs overlap: a whole run takes somewhat
+/// longer than without.
+pub struct Traced<B> {
+    inner: B,
+    timings: Mutex<Vec<Timing>>,
+}
+
+impl<B: Backend> Traced<B> {
+    /// Around a backend; nothing is counted yet.
+    pub fn new(inner: B) -> Self {
+        Self { inner, timings: Mutex::default() }
+    }
+
+    /// The backend inside.
+    pub fn inner(&self) -> &B {
+        &self.inner
+    }
+
+    /// The account so far, longest first.
+    pub fn timings(&self) -> Vec<Timing> {
+        let mut timings = self.lock().clone();
+        timings.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        timings
+    }
+
+    /// Starts a new account.
+    pub fn reset(&self) {
+        self.lock().clear();
+    }
+
+    /// The account as a table: operation, calls, seconds, share of the time, GiB per second of tensors given.
+    pub fn report(&self) -> String {
+        let timings = self.timings();
+        let total: f64 = timings.iter().map(|t| t.seconds).sum();
+        let mut table = format!("{:<20}{:>8}{:>12}{:>8}{:>10}\n", "operation", "calls", "seconds", "share", "GiB/s");
+        let mut line = |name: &str, calls: u64, seconds: f64, bytes: u64| {
+            let share = if total > 0.0 { 100.0 * seconds / total } else { 0.0 };
+            let rate = if seconds > 0.0 { bytes as f64 / seconds / (1u64 << 30) as f64 } else { 0.0 };
+            // Writing to a String cannot fail.
+            let _ = writeln!(table, "{name:<20}{calls:>8}{seconds:>12.6}{share:>7.1}%{rate:>10.2}");
+        };
+        for t in &timings {
+            line(t.name, t.calls, t.seconds, t.bytes);
+        }
+        line("total", timings.iter().map(|t| t.calls).sum(), total, timings.iter().map(|t| t.bytes).sum());
+        table
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Timing>> {
+        self.timings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Runs one operation to its end.
+    fn time(&self, name: &'static str, sizes: &[usize], run: impl FnOnce(&B) -> Result<()>) -> Result<()> {
+        let start = Instant::now();
+        run(&self.inner)?;
+        self.inner.synchronize()?;
+        self.count(name, start.elapsed().as_secs_f64(), sizes);
+        Ok(())
+    }
+
+    fn count(&self, name: &'static str, seconds: f64, sizes: &[usize]) {
+        let bytes = sizes.iter().sum::<usize>() as u64;
+        let mut timings = self.lock();
+        match timings.iter_mut().find(|t| t.name == name) {
+            Some(t) => (t.calls, t.seconds, t.bytes) = (t.calls + 1, t.seconds + seconds, t.bytes + bytes),
+            None => timings.push(Timing { name, calls: 1, seconds, bytes }),
+        }
+    }
+}
+
+impl<'a, B: Backend> Slice<'a, Traced<B>> {
+    fn inner(self) -> Slice<'a, B> {
+        Slice { buffer: self.buffer, byte_offset: self.byte_offset, byte_len: self.byte_len, dtype: self.dtype }
+    }
+}
+
+impl<'a, B: Backend> SliceMut<'a, Traced<B>> {
+    fn inner(self) -> SliceMut<'a, B> {
+        SliceMut { buffer: self.buffer, byte_offset: self.byte_offset, byte_len: self.byte_len, dtype: self.dtype }
+    }
+}
+
+impl<B: Backend> Backend for Traced<B> {
+    type Buffer = B::Buffer;
+
+    fn info(&self) -> &DeviceInfo {
+        self.inner.info()
+    }
+
+    fn activation(&self) -> DType {
+        self.inner.activation()
+    }
+
+    fn accepts_weight(&self, dtype: DType) -> bool {
+        self.inner.accepts_weight(dtype)
+    }
+
+    fn memory(&self) -> MemoryStats {
+        self.inner.memory()
+    }
+
+    fn reset_peak(&self) {
+        self.inner.reset_peak();
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Self::Buffer> {
+        self.inner.alloc(bytes)
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Result<Self::Buffer> {
+        self.inner.upload(bytes)
+    }
+
+    fn write(&self, buffer: &mut Self::Buffer, byte_offset: usize, bytes: &[u8]) -> Result<()> {
+        self.inner.write(buffer, byte_offset, bytes)
+    }
+
+    async fn download(&self, buffer: &Self::Buffer, bytes: Range<usize>) -> Result<Vec<u8>> {
+        let (start, len) = (Instant::now(), bytes.len());
+        let content = self.inner.download(buffer, bytes).await?;
+        self.count("download", start.elapsed().as_secs_f64(), &[len]);
+        Ok(content)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.inner.synchronize()
+    }
+
+    fn embed(&self, p: &EmbedParams, ids: Slice<Self>, table: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        // Of the table only the rows asked for are read: as many bytes as `out` at most.
+        let sizes = [ids.byte_len, out.byte_len];
+        self.time("embed", &sizes, |b| b.embed(p, ids.inner(), table.inner(), out.inner()))
+    }
+
+    fn rms_norm(&self, p: &RmsNormParams, x: Slice<Self>, weight: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        let sizes = [x.byte_len, weight.byte_len, out.byte_len];
+        self.time("rms_norm", &sizes, |b| b.rms_norm(p, x.inner(), weight.inner(), out.inner()))
+    }
+
+    fn matmul(
+        &self,
+        p: &MatmulParams,
+        x: Slice<Self>,
+        w: Slice<Self>,
+        bias: Option<Slice<Self>>,
+        out: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [x.byte_len, w.byte_len, out.byte_len];
+        self.time("matmul", &sizes, |b| b.matmul(p, x.inner(), w.inner(), bias.map(|s| s.inner()), out.inner()))
+    }
+
+    fn rope(&self, p: &RopeParams, turns: Slice<Self>, x: SliceMut<Self>) -> Result<()> {
+        let sizes = [turns.byte_len, x.byte_len];
+        self.time("rope", &sizes, |b| b.rope(p, turns.inner(), x.inner()))
+    }
+
+    fn silu_mul(&self, p: &SiluMulParams, gate_up: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        let sizes = [gate_up.byte_len, out.byte_len];
+        self.time("silu_mul", &sizes, |b| b.silu_mul(p, gate_up.inner(), out.inner()))
+    }
+
+    fn add(&self, p: &AddParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        let sizes = [x.byte_len, out.byte_len];
+        self.time("add", &sizes, |b| b.add(p, x.inner(), out.inner()))
+    }
+
+    fn cast(&self, p: &CastParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        let sizes = [x.byte_len, out.byte_len];
+        self.time("cast", &sizes, |b| b.cast(p, x.inner(), out.inner()))
+    }
+
+    fn append_kv(
+        &self,
+        p: &AppendKvParams,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        k_cache: SliceMut<Self>,
+        v_cache: SliceMut<Self>,
+    ) -> Result<()> {
+        // What is copied, not the caches' whole length.
+        let copied = k.dtype.bytes(p.n_tokens as usize * p.n_kv_heads as usize * p.head_dim as usize);
+        let (k, v, k_cache, v_cache) = (k.inner(), v.inner(), k_cache.inner(), v_cache.inner());
+        self.time("append_kv", &[2 * copied, 2 * copied], |b| b.append_kv(p, k, v, k_cache, v_cache))
+    }
+
+    fn score_last_queries(
+        &self,
+        p: &ScoreLastQueriesParams,
+        plan: Slice<Self>,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        column_score: SliceMut<Self>,
+        offset_score: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [k.byte_len, column_score.byte_len, offset_score.byte_len];
+        let (plan, q, k) = (plan.inner(), q.inner(), k.inner());
+        self.time("score_last_queries", &sizes, |b| {
+            b.score_last_queries(p, plan, q, k, column_score.inner(), offset_score.inner())
+        })
+    }
+
+    fn select_top_k(
+        &self,
+        p: &SelectTopKParams,
+        scores: Slice<Self>,
+        counts: Slice<Self>,
+        indices: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [scores.byte_len, counts.byte_len, indices.byte_len];
+        self.time("select_top_k", &sizes, |b| b.select_top_k(p, scores.inner(), counts.inner(), indices.inner()))
+    }
+
+    fn pool_blocks(&self, p: &PoolBlocksParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        let sizes = [x.byte_len, out.byte_len];
+        self.time("pool_blocks", &sizes, |b| b.pool_blocks(p, x.inner(), out.inner()))
+    }
+
+    fn score_blocks(
+        &self,
+        p: &ScoreBlocksParams,
+        plan: Slice<Self>,
+        pooled_q: Slice<Self>,
+        pooled_k: Slice<Self>,
+        scores: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [pooled_q.byte_len, pooled_k.byte_len, scores.byte_len];
+        let (plan, pooled_q, pooled_k) = (plan.inner(), pooled_q.inner(), pooled_k.inner());
+        self.time("score_blocks", &sizes, |b| b.score_blocks(p, plan, pooled_q, pooled_k, scores.inner()))
+    }
+
+    fn select_blocks(
+        &self,
+        p: &ScoreBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [scores.byte_len, block_mask.byte_len];
+        self.time("select_blocks", &sizes, |b| b.select_blocks(p, plan.inner(), scores.inner(), block_mask.inner()))
+    }
+
+    fn build_index(&self, p: &BuildIndexParams, choice: IndexChoice<Self>, out: IndexSlicesMut<Self>) -> Result<()> {
+        let sizes = [choice.columns.byte_len, choice.offsets.byte_len, out.keep.byte_len, out.ranges.byte_len];
+        let choice = IndexChoice {
+            plan: choice.plan.inner(),
+            columns: choice.columns.inner(),
+            offsets: choice.offsets.inner(),
+            offset_count: choice.offset_count.inner(),
+            block_mask: choice.block_mask.inner(),
+        };
+        let out = IndexSlicesMut {
+            row_ranges: out.row_ranges.inner(),
+            ranges: out.ranges.inner(),
+            keep: out.keep.inner(),
+            window: out.window.inner(),
+            pairs: out.pairs.inner(),
+        };
+        self.time("build_index", &sizes, |b| b.build_index(p, choice, out))
+    }
+
+    fn attention(
+        &self,
+        p: &AttentionParams,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        index: IndexSlices<Self>,
+        out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
+    ) -> Result<()> {
+        let sizes = [q.byte_len, k.byte_len, v.byte_len, out.byte_len];
+        let index = IndexSlices {
+            row_ranges: index.row_ranges.inner(),
+            ranges: index.ranges.inner(),
+            columns: index.columns.inner(),
+            keep: index.keep.inner(),
+            window: index.window.inner(),
+        };
+        let (q, k, v) = (q.inner(), k.inner(), v.inner());
+        self.time("attention", &sizes, |b| b.attention(p, q, k, v, index, out.inner(), lse.map(|s| s.inner())))
+    }
+
+    fn decode_attention(
+        &self,
+        p: &AttentionParams,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        out: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [q.byte_len, k.byte_len, v.byte_len, out.byte_len];
+        let (q, k, v) = (q.inner(), k.inner(), v.inner());
+        self.time("decode_attention", &sizes, |b| b.decode_attention(p, q, k, v, out.inner()))
+    }
+}
