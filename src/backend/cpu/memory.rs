@@ -107,3 +107,40 @@ pub(super) fn out_of_bounds(op: &'static str, offset: usize, len: usize, buffer:
         got: format!("{offset}..{}", offset.saturating_add(len)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::Error;
+    use crate::backend::{Backend, MemoryStats, cpu::Cpu};
+
+    #[test]
+    fn bytes_are_counted_and_limited() {
+        let cpu = Cpu::with_memory_limit(1000);
+        let (a, b) = (cpu.alloc(600).unwrap(), cpu.upload(&[1; 300]).unwrap());
+        assert_eq!(cpu.memory(), MemoryStats { current: 900, peak: 900 });
+        let refused = cpu.alloc(101).err().map(|e| e.to_string());
+        assert_eq!(
+            refused.as_deref(),
+            Some(
+                "out of memory: cpu: asked for 101 bytes, 100 of 1000 are free; a shorter prompt or smaller --chunk needs less"
+            )
+        );
+        drop(a);
+        assert_eq!(cpu.memory(), MemoryStats { current: 300, peak: 900 });
+        cpu.reset_peak();
+        assert_eq!(cpu.memory(), MemoryStats { current: 300, peak: 300 });
+        drop(b);
+        assert_eq!(cpu.memory().current, 0);
+        assert!(matches!(Cpu::with_memory_limit(0).alloc(usize::MAX / 2), Err(Error::OutOfMemory(_))));
+    }
+
+    #[test]
+    fn copies_stay_inside_buffers() {
+        let cpu = Cpu::new();
+        let mut buffer = cpu.upload(&[1, 2, 3, 4]).unwrap();
+        cpu.write(&mut buffer, 1, &[9, 8]).unwrap();
+        assert_eq!(pollster::block_on(cpu.download(&buffer, 0..4)).unwrap(), [1, 9, 8, 4]);
+        assert!(cpu.write(&mut buffer, 3, &[0, 0]).is_err());
+        assert!(pollster::block_on(cpu.download(&buffer, 2..5)).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! The judge: each method in its plainest form, one head, f64, full matrices, an explicit test for every pair.
+
+/// Keys of a block and queries of a row block.
+pub const BLOCK: usize = 64;
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+/// Attention of q `[n, d]` over k, v `[m, d]` at the pairs that `sees(query, key)` allows: out `[n, d]`, log-sum-exp
+/// `[n]`. A query that sees nothing gives zeros and -inf.
+pub fn attend(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    d: usize,
+    scale: f64,
+    sees: impl Fn(usize, usize) -> bool,
+) -> (Vec<f64>, Vec<f64>) {
+    let (mut out, mut lse) = (Vec::new(), Vec::new());
+    for (i, q) in q.chunks_exact(d).enumerate() {
+        let keys: Vec<usize> = (0..k.len() / d).filter(|&j| sees(i, j)).collect();
+        let scores: Vec<f64> = keys.iter().map(|j| scale * dot(q, &k[j * d..][..d])).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+        let mut row = vec![0.0; d];
+        for (j, s) in keys.iter().zip(&scores) {
+            let weight = (s - max).exp() / total;
+            row.iter_mut().zip(&v[j * d..]).for_each(|(x, v)| *x += weight * f64::from(*v));
+        }
+        out.extend(row);
+        lse.push(if keys.is_empty() { f64::NEG_INFINITY } else { max + total.ln() });
+    }
+    (out, lse)
+}
+
+/// Column and offset scores from the last `min(64, n)` queries, whose first stands at key position `q_start`.
+pub fn vertical_slash_scores(q: &[f32], k: &[f32], d: usize, scale: f64, q_start: usize) -> (Vec<f64>, Vec<f64>) {
+    let (n, m) = (q.len() / d, k.len() / d);
+    let (mut columns, mut offsets) = (vec![0.0; m], vec![0.0; m]);
+    for i in n.saturating_sub(64)..n {
+        let position = q_start + i;
+        let scores: Vec<f64> = (0..=position).map(|j| scale * dot(&q[i * d..][..d], &k[j * d..][..d])).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+        for (j, s) in scores.iter().enumerate() {
+            let p = (s - max).exp() / total;
+            columns[j] += p;
+            offsets[position - j] += p;
+        }
+    }
+    (columns, offsets)
+}
+
+/// The `count` best indices, ascending: the first `forced` in order, then higher values, then lower indices; NaN last.
+pub fn top_k(scores: &[f32], forced: usize, count: usize) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    // Forced and NaN ranks: forced ones are equal among themselves.
+    let rank = |i: usize| match scores[i] {
+        _ if i < forced => (2, 0.0),
+        x if x.is_nan() => (0, 0.0),
+        x => (1, f64::from(x) + 0.0),
+    };
+    order.sort_by(|&a, &b| rank(b).0.cmp(&rank(a).0).then(rank(b).1.total_cmp(&rank(a).1)).then(a.cmp(&b)));
+    let mut best: Vec<u32> = order.iter().take(count).map(|&i| i as u32).collect();
+    best.sort_unstable();
+    best
+}
+
+/// The official conversion of one row block that ends at `b` (padded): starts of 64-wide key blocks, and columns.
+/// `columns` and `offsets` ascending, some offset below `b`. Blocks that begin at or past `kv_len` are left out.
+pub fn convert(columns: &[u32], offsets: &[u32], b: usize, kv_len: usize) -> (Vec<usize>, Vec<usize>) {
+    let near = offsets.iter().rev().map(|&s| s as usize).filter(|&s| s < b);
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for end in near.map(|s| (b - s).max(BLOCK)) {
+        match runs.last_mut() {
+            Some((_, hi)) if end <= *hi => {}
+            Some((_, hi)) if end <= *hi + BLOCK => *hi += BLOCK,
+            _ => runs.push((end - BLOCK, end)),
+        }
+    }
+    let last = runs.last().expect("an offset below b").0;
+    let inside = |c: usize| runs.iter().any(|&(lo, hi)| lo <= c && c < hi);
+    // A column at or past the first query can only be kept without offset 0; it would need a causal test, and is dropped.
+    let columns = columns.iter().map(|&c| c as usize).filter(|&c| c < last && c < b - BLOCK && !inside(c)).collect();
+    let blocks = runs.iter().flat_map(|&(lo, hi)| (lo..hi).step_by(BLOCK)).filter(|&start| start < kv_len).collect();
+    (blocks, columns)
+}
+
+/// Sums of blocks of 64 rows of x `[n, d]` over 64, the last block too.
+pub fn pool(x: &[f32], d: usize) -> Vec<f64> {
+    let mut out = vec![0.0; (x.len() / d).div_ceil(BLOCK) * d];
+    for (i, row) in x.chunks_exact(d).enumerate() {
+        for (c, x) in row.iter().enumerate() {
+            out[i / BLOCK * d + c] += f64::from(*x) / BLOCK as f64;
+        }
+    }
+    out
+}
+
+/// What one head computes.
+#[derive(Clone, Debug)]
+pub enum Sets {
+    Dense,
+    AShape {
+        n_init: usize,
+        n_local: usize,
+    },
+    /// Columns and offsets, ascending.
+    VerticalSlash {
+        columns: Vec<u32>,
+        offsets: Vec<u32>,
+    },
+    /// Key blocks of each row block.
+    Blocks(Vec<Vec<u32>>),
+}
+
+impl Sets {
+    /// `[q_len, kv_len]`: whether query `i`, at key position `q_start + i`, computes key `j`.
+    pub fn mask(&self, q_len: usize, kv_len: usize, q_start: usize) -> Vec<bool> {
+        let mut mask = vec![false; q_len * kv_len];
+        for r in 0..q_len.div_ceil(BLOCK) {
+            let rows = r * BLOCK..q_len.min((r + 1) * BLOCK);
+            let converted = match self {
+                Self::VerticalSlash { columns, offsets } => {
+                    let (blocks, columns) = convert(columns, offsets, q_start + (r + 1) * BLOCK, kv_len);
+                    Some(blocks.into_iter().flat_map(|b| b..b + BLOCK).chain(columns).collect::<Vec<_>>())
+                }
+                _ => None,
+            };
+            for i in rows {
+                let position = q_start + i;
+                for (j, cell) in mask[i * kv_len..][..kv_len].iter_mut().enumerate().take(position + 1) {
+                    *cell = match self {
+                        Self::Dense => true,
+                        Self::AShape { n_init, n_local } => j < *n_init || position - j < *n_local,
+                        Self::Blocks(blocks) => blocks[r].contains(&((j / BLOCK) as u32)),
+                        Self::VerticalSlash { .. } => false,
+                    };
+                }
+                for &j in converted.iter().flatten() {
+                    if j <= position && j < kv_len {
+                        assert!(!mask[i * kv_len + j], "key {j} twice in row block {r}");
+                        mask[i * kv_len + j] = true;
+                    }
+                }
+            }
+        }
+        mask
+    }
+}
