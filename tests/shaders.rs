@@ -3,6 +3,7 @@
 #![cfg(feature = "wgpu")]
 
 use minference::backend::params::*;
+use minference::backend::wgpu::launch::*;
 use minference::backend::wgpu::link::{self, Module, Specialisation};
 use minference::backend::wgpu::{Traits, specialisations};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,13 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "rms_norm" => (RmsNormParams::FIELDS, &[]),
         "rope" => (RopeParams::FIELDS, &[]),
         "silu_mul" => (SiluMulParams::FIELDS, &[]),
+        "attention" => (AttentionBand::FIELDS, &[]),
+        "build_index_keep" | "build_index_place" | "build_index_rows" => (BuildIndexParams::FIELDS, &[]),
+        "pool_blocks" => (PoolBlocksParams::FIELDS, &[]),
+        "score_blocks" | "select_blocks" => (ScoreBlocksParams::FIELDS, &[]),
+        "score_last_queries_rows" | "score_last_queries_sums" => (LastQueriesBand::FIELDS, &[]),
+        "score_last_queries_merge" => (LastQueriesMerge::FIELDS, &[]),
+        "select_top_k" => (SelectTopKParams::FIELDS, &[]),
         other => panic!("tests/shaders.rs: say which parameters {other} takes"),
     };
     [params, more].concat()

@@ -19,6 +19,7 @@ macro_rules! params {
         }
     )*};
 }
+pub(crate) use params;
 
 params! {
     /// `out[i, :] = table[ids[i], :]`.

@@ -6,6 +6,7 @@
 //! device: the tests compile exactly that list for every API, and the context builds pipelines for nothing else.
 
 use super::Traits;
+use super::unroll::unroll;
 use crate::{DType, Error, Result};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::fmt::Write;
@@ -18,13 +19,16 @@ macro_rules! sources {
 
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
-    "add" "append_kv" "cast" "embed" "matmul" "matvec" "rms_norm" "rope" "silu_mul");
+    "add" "append_kv" "attention" "build_index_keep" "build_index_place" "build_index_rows" "cast" "embed" "matmul"
+    "matvec" "pool_blocks" "rms_norm" "rope" "score_blocks" "score_last_queries_merge" "score_last_queries_rows"
+    "score_last_queries_sums" "select_blocks" "select_top_k" "silu_mul");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "matmul_out" "out_f16" "out_f32"
-    "reduce_subgroup" "reduce_workgroup" "team_subgroup" "team_workgroup" "tile_order"
-    "weight_bf16" "weight_f16_packed" "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
+    "dot_tile" "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "matmul_out"
+    "out_f16" "out_f32" "radix_select" "reduce_subgroup" "reduce_workgroup" "rows16_subgroup" "rows16_workgroup"
+    "scan_subgroup" "scan_workgroup" "team_subgroup" "team_workgroup" "tile_order" "weight_bf16" "weight_f16_packed"
+    "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
 
 /// Stems of all kernels that can be linked.
 pub fn kernels() -> impl Iterator<Item = &'static str> {
@@ -148,7 +152,7 @@ impl Specialisation {
         label.replace(['<', '>'], "_")
     }
 
-    /// The linked WGSL.
+    /// The linked WGSL, loops over registers unrolled.
     pub fn source(&self) -> Result<String> {
         let find = |table: &[(&str, &'static str)], stem: &str| {
             let file = table.iter().find(|(name, _)| *name == stem);
@@ -172,7 +176,11 @@ impl Specialisation {
         for fragment in &self.fragments {
             text.push_str(find(FRAGMENTS, fragment)?);
         }
-        Ok(text)
+        let constants = self.definitions.iter().filter_map(|(name, value)| match value {
+            Definition::Const(value) => Some((name.to_string(), i64::from(*value))),
+            Definition::Alias(_) => None,
+        });
+        unroll(&text, &constants.collect()).map_err(|e| Error::invalid(format!("shader {}: {e}", self.label())))
     }
 
     /// The linked WGSL, parsed and validated.

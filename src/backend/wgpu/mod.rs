@@ -13,16 +13,24 @@
 
 mod add;
 mod append_kv;
+mod attention;
+mod bands;
+mod blocks;
 mod buffer;
+mod build_index;
 mod cast;
 mod context;
 mod embed;
+pub mod launch;
 pub mod link;
 mod matmul;
 mod queue;
 mod rms_norm;
 mod rope;
+mod score_last_queries;
+mod select_top_k;
 mod silu_mul;
+mod unroll;
 
 pub use buffer::Buffer;
 
@@ -143,11 +151,16 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     let mut list = Vec::new();
     add::specialisations(traits, &mut list);
     append_kv::specialisations(traits, &mut list);
+    attention::specialisations(traits, &mut list);
+    blocks::specialisations(traits, &mut list);
+    build_index::specialisations(traits, &mut list);
     cast::specialisations(traits, &mut list);
     embed::specialisations(traits, &mut list);
     matmul::specialisations(traits, &mut list);
     rms_norm::specialisations(traits, &mut list);
     rope::specialisations(traits, &mut list);
+    score_last_queries::specialisations(traits, &mut list);
+    select_top_k::specialisations(traits, &mut list);
     silu_mul::specialisations(traits, &mut list);
     list.sort();
     list.dedup();
@@ -303,54 +316,66 @@ impl Backend for Wgpu {
 
     fn score_last_queries(
         &self,
-        _: &ScoreLastQueriesParams,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: SliceMut<Self>,
-        _: SliceMut<Self>,
+        p: &ScoreLastQueriesParams,
+        plan: Slice<Self>,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        column_score: SliceMut<Self>,
+        offset_score: SliceMut<Self>,
     ) -> Result<()> {
-        self.pending("score_last_queries")
+        score_last_queries::score_last_queries(self, p, [plan, q, k], [column_score, offset_score])
     }
 
-    fn select_top_k(&self, _: &SelectTopKParams, _: Slice<Self>, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
-        self.pending("select_top_k")
+    fn select_top_k(
+        &self,
+        p: &SelectTopKParams,
+        scores: Slice<Self>,
+        counts: Slice<Self>,
+        indices: SliceMut<Self>,
+    ) -> Result<()> {
+        select_top_k::select_top_k(self, p, [scores, counts], indices)
     }
 
-    fn pool_blocks(&self, _: &PoolBlocksParams, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
-        self.pending("pool_blocks")
+    fn pool_blocks(&self, p: &PoolBlocksParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        blocks::pool_blocks(self, p, x, out)
     }
 
     fn score_blocks(
         &self,
-        _: &ScoreBlocksParams,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: SliceMut<Self>,
+        p: &ScoreBlocksParams,
+        plan: Slice<Self>,
+        pooled_q: Slice<Self>,
+        pooled_k: Slice<Self>,
+        scores: SliceMut<Self>,
     ) -> Result<()> {
-        self.pending("score_blocks")
+        blocks::score_blocks(self, p, [plan, pooled_q, pooled_k], scores)
     }
 
-    fn select_blocks(&self, _: &ScoreBlocksParams, _: Slice<Self>, _: Slice<Self>, _: SliceMut<Self>) -> Result<()> {
-        self.pending("select_blocks")
+    fn select_blocks(
+        &self,
+        p: &ScoreBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()> {
+        blocks::select_blocks(self, p, [plan, scores], block_mask)
     }
 
-    fn build_index(&self, _: &BuildIndexParams, _: IndexChoice<Self>, _: IndexSlicesMut<Self>) -> Result<()> {
-        self.pending("build_index")
+    fn build_index(&self, p: &BuildIndexParams, choice: IndexChoice<Self>, out: IndexSlicesMut<Self>) -> Result<()> {
+        build_index::build_index(self, p, choice, out)
     }
 
     fn attention(
         &self,
-        _: &AttentionParams,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: IndexSlices<Self>,
-        _: SliceMut<Self>,
-        _: Option<SliceMut<Self>>,
+        p: &AttentionParams,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        index: IndexSlices<Self>,
+        out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
     ) -> Result<()> {
-        self.pending("attention")
+        attention::attention(self, p, [q, k, v], index, out, lse)
     }
 
     fn decode_attention(

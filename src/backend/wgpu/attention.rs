@@ -1,0 +1,243 @@
+//! Attention over a sparse index, all heads of a layer in one dispatch where the bindings hold them.
+
+use super::bands::{Band, Extent, parts};
+use super::buffer::{Binding, lanes};
+use super::launch::AttentionBand;
+use super::link::Specialisation;
+use super::queue::fold;
+use super::{Traits, Wgpu};
+use crate::backend::params::AttentionParams;
+use crate::backend::{IndexSlices, Slice, SliceMut};
+use crate::{DType, Error, Result};
+
+/// Head dims that kernels are made for. Others run as the next one, the missing elements as zeros: four more forms of
+/// every kernel would buy little for sizes that few models have.
+pub(super) const HEAD_DIMS: [u32; 6] = [32, 64, 96, 128, 192, 256];
+
+/// The head dim of the kernel that runs this one. `ops` lets at most 256 pass.
+pub(super) fn kernel_head_dim(head_dim: u32) -> u32 {
+    HEAD_DIMS.into_iter().find(|d| *d >= head_dim).unwrap_or(HEAD_DIMS[HEAD_DIMS.len() - 1])
+}
+
+/// What one workgroup of 128 holds: 8 x `rows` queries against 16 x `keys` keys, `chunk` vec4s of a key at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tile {
+    rows: u32,
+    keys: u32,
+    chunk: u32,
+}
+
+impl Tile {
+    /// Bytes of workgroup memory, as the arrays of `attention.wgsl` and `rows16_workgroup.wgsl` add up.
+    fn bytes(&self, elem: u32, head_dim: u32, shuffles: bool) -> u32 {
+        let (queries, keys) = (8 * self.rows, 16 * self.keys);
+        let tiles = queries * (head_dim / 4 + 1) + keys * (self.chunk + 1);
+        let reductions = if shuffles { 0 } else { 128 * self.rows * 4 };
+        (tiles * 4 + queries * 17 * self.keys) * elem + reductions
+    }
+
+    /// The largest that fits, whole keys before parts: 64 x 64 with 48 KiB, f16 and a head dim of 128; 32 x 64 with 32 KiB.
+    fn choose(traits: &Traits, head_dim: u32) -> Self {
+        let (whole, elem) = (head_dim / 4, if traits.f16() { 2 } else { 4 });
+        let all = [(8, 4, whole), (8, 4, 16), (4, 4, whole), (4, 4, 16), (4, 2, 16), (2, 2, 16), (2, 2, 8)];
+        let tiles = all.map(|(rows, keys, chunk)| Self { rows, keys, chunk: chunk.min(whole) });
+        let fits = |t: &Self| t.bytes(elem, head_dim, shuffles(traits)) <= traits.workgroup_bytes;
+        tiles.into_iter().find(fits).unwrap_or(Self { rows: 1, keys: 2, chunk: 4 })
+    }
+}
+
+/// Whether 16 neighbouring lanes are always in one subgroup.
+fn shuffles(traits: &Traits) -> bool {
+    traits.subgroups() && traits.subgroup_min >= 16
+}
+
+/// The fragment with what an invocation knows of itself and, with subgroups, of its place in one.
+pub(super) fn invocation(traits: &Traits) -> &'static str {
+    if traits.subgroups() { "invocation_subgroup" } else { "invocation" }
+}
+
+fn specialisation(traits: &Traits, head_dim: u32, out: DType) -> Specialisation {
+    let tile = Tile::choose(traits, head_dim);
+    let chunks = (head_dim / 4).div_ceil(tile.chunk);
+    let chunk_out_vecs = tile.chunk.div_ceil(16);
+    Specialisation::new("attention", traits)
+        .constant("HEAD_DIM", head_dim)
+        .constant("ROWS", tile.rows)
+        .constant("KEYS", tile.keys)
+        .constant("CHUNK", tile.chunk)
+        .constant("CHUNKS", chunks)
+        .constant("CHUNK_OUT_VECS", chunk_out_vecs)
+        .constant("OUT_VECS", chunks * chunk_out_vecs)
+        .write(out, 4)
+        .lanes(4)
+        .with(invocation(traits))
+        .with(if shuffles(traits) { "rows16_subgroup" } else { "rows16_workgroup" })
+}
+
+pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
+    for head_dim in HEAD_DIMS {
+        list.extend(traits.act_or_f32().map(|out| specialisation(traits, head_dim, out)));
+    }
+}
+
+/// A strided tensor for kernels that read vectors of four; refuses what they cannot.
+pub(super) fn vectors<'a>(
+    op: &'static str,
+    what: &'static str,
+    binding: impl Into<Binding<'a>>,
+    strides: [u32; 2],
+) -> Result<Binding<'a>> {
+    let binding = binding.into();
+    if lanes(&[binding], &strides) == 4 {
+        return Ok(binding.with_lanes(4));
+    }
+    Err(Error::Shape {
+        op,
+        what,
+        expected: format!(
+            "strides and first element at multiples of 4 elements ({} bytes)",
+            4 * binding.element_bytes()
+        ),
+        got: format!("strides {strides:?}, first byte {}", binding.start()),
+    })
+}
+
+/// The part of a strided tensor that some heads and rows take.
+pub(super) fn strided<'a>(
+    binding: Binding<'a>,
+    [row_stride, head_stride]: [u32; 2],
+    heads: std::ops::Range<u32>,
+    rows: std::ops::Range<u32>,
+    head_dim: u32,
+) -> Binding<'a> {
+    let elem = binding.element_bytes();
+    let at = |head: u32, row: u32| u64::from(head) * u64::from(head_stride) + u64::from(row) * u64::from(row_stride);
+    let (first, end) = (at(heads.start, rows.start), at(heads.end - 1, rows.end - 1) + u64::from(head_dim));
+    binding.part(first * elem, (end - first) * elem)
+}
+
+pub(super) fn attention(
+    b: &Wgpu,
+    p: &AttentionParams,
+    [q, k, v]: [Slice<Wgpu>; 3],
+    index: IndexSlices<Wgpu>,
+    out: SliceMut<Wgpu>,
+    lse: Option<SliceMut<Wgpu>>,
+) -> Result<()> {
+    const OP: &str = "attention";
+    let q_stride = [p.q_row_stride, p.q_head_stride];
+    let k_stride = [p.k_row_stride, p.k_head_stride];
+    let v_stride = [p.v_row_stride, p.v_head_stride];
+    let out_stride = [p.out_row_stride, p.out_head_stride];
+    let (q, k) = (vectors(OP, "q", q, q_stride)?, vectors(OP, "k", k, k_stride)?);
+    let (v, out) = (vectors(OP, "v", v, v_stride)?, vectors(OP, "out", out, out_stride)?);
+
+    // Nothing is written to it, but every binding needs a buffer.
+    let nowhere = b.create_buffer(4, false)?;
+    let nowhere = Binding { buffer: &nowhere, byte_offset: 0, byte_len: 4, dtype: DType::F32, lanes: 1 };
+    let lse = lse.map(Binding::from);
+    let head_dim = kernel_head_dim(p.head_dim);
+    let specialisation = specialisation(&b.context.traits, head_dim, out.dtype);
+    let tile_rows = 8 * Tile::choose(&b.context.traits, head_dim).rows;
+    let group = p.n_heads / p.n_kv_heads;
+
+    // Bytes per head of the parts that are contiguous by head.
+    let (row_ranges, columns) = (8 * u64::from(p.row_blocks), 256 * u64::from(p.column_tiles.max(1)));
+    let keep = 8 * u64::from(p.row_blocks) * u64::from(p.column_tiles.max(1));
+    let lse_head = 4 * u64::from(p.q_len);
+    let extents = [
+        strided_extent(q, q_stride, p.head_dim, None),
+        strided_extent(out, out_stride, p.head_dim, None),
+        strided_extent(k, k_stride, p.head_dim, Some(p.kv_len)),
+        strided_extent(v, v_stride, p.head_dim, Some(p.kv_len)),
+        by_head(row_ranges),
+        by_head(columns),
+        by_head(keep),
+        by_head(lse_head),
+    ];
+    for band in b.bands(OP, p.n_heads, group, p.q_len, &extents)? {
+        let Band { heads, rows } = band.clone();
+        let kv_heads = band.kv_heads(group);
+        let part = AttentionBand {
+            heads: heads.end - heads.start,
+            group_size: group,
+            head_in_group: heads.start % group,
+            head_dim: p.head_dim,
+            q_len: p.q_len,
+            kv_len: p.kv_len,
+            q_start: p.q_start,
+            row_first: rows.start,
+            row_tiles: (rows.end - rows.start).div_ceil(tile_rows),
+            row_blocks: p.row_blocks,
+            column_tiles: p.column_tiles,
+            scale: p.scale,
+            write_lse: u32::from(lse.is_some()),
+            q_row_stride: p.q_row_stride,
+            q_head_stride: p.q_head_stride,
+            k_row_stride: p.k_row_stride,
+            k_head_stride: p.k_head_stride,
+            v_row_stride: p.v_row_stride,
+            v_head_stride: p.v_head_stride,
+            out_row_stride: p.out_row_stride,
+            out_head_stride: p.out_head_stride,
+        };
+        let bindings = [
+            strided(q, q_stride, heads.clone(), rows.clone(), p.head_dim),
+            strided(k, k_stride, kv_heads.clone(), 0..p.kv_len, p.head_dim),
+            strided(v, v_stride, kv_heads, 0..p.kv_len, p.head_dim),
+            parts(index.row_ranges.into(), &heads, row_ranges),
+            index.ranges.into(),
+            parts(index.columns.into(), &heads, columns),
+            parts(index.keep.into(), &heads, keep),
+            parts(index.window.into(), &heads, 8),
+            strided(out, out_stride, heads.clone(), rows, p.head_dim),
+            lse.map_or(nowhere, |lse| parts(lse, &heads, lse_head)),
+        ];
+        b.dispatch(&specialisation, &part, &bindings, fold(u64::from(part.heads) * u64::from(part.row_tiles)))?;
+    }
+    Ok(())
+}
+
+/// How the binding of a strided tensor grows: with heads and rows, or with KV heads of so many keys.
+pub(super) fn strided_extent(
+    binding: Binding,
+    [row_stride, head_stride]: [u32; 2],
+    head_dim: u32,
+    keys: Option<u32>,
+) -> Extent {
+    let elem = binding.element_bytes();
+    let (row, head) = (u64::from(row_stride) * elem, u64::from(head_stride) * elem);
+    let one = u64::from(head_dim) * elem;
+    match keys {
+        None => Extent { head, row, one, per_kv_head: false },
+        Some(keys) => Extent { head, row: 0, one: u64::from(keys - 1) * row + one, per_kv_head: true },
+    }
+}
+
+/// How a binding grows that holds so many bytes a head.
+pub(super) fn by_head(bytes: u64) -> Extent {
+    Extent { head: bytes, row: 0, one: bytes, per_kv_head: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::params::BLOCK;
+
+    #[test]
+    fn tiles_fit_every_known_device_and_divide_a_row_block() {
+        for (name, traits) in Traits::KNOWN {
+            for head_dim in HEAD_DIMS {
+                let tile = Tile::choose(traits, head_dim);
+                let bytes = tile.bytes(if traits.f16() { 2 } else { 4 }, head_dim, shuffles(traits));
+                assert!(bytes <= traits.workgroup_bytes, "{name}, head dim {head_dim}: {tile:?} takes {bytes}");
+                assert_eq!(BLOCK as u32 % (8 * tile.rows), 0, "{name}, head dim {head_dim}: {tile:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_cover_every_head_dim() {
+        assert_eq!([8, 32, 40, 128, 136, 256].map(kernel_head_dim), [32, 32, 64, 128, 192, 256]);
+    }
+}

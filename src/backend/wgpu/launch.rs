@@ -1,0 +1,91 @@
+//! Parameters of kernels that do part of an operation: one of several passes, or a band of heads and rows. Where a whole
+//! operation is one kernel, its parameters are those of [`crate::backend::params`].
+
+use crate::backend::params::params;
+use bytemuck::{Pod, Zeroable};
+
+params! {
+    /// `attention` for some heads and rows.
+    AttentionBand {
+        /// Heads of this dispatch.
+        heads: u32,
+        /// Query heads per KV head.
+        group_size: u32,
+        /// The first head's place among those of its KV head.
+        head_in_group: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Queries of the whole call.
+        q_len: u32,
+        /// Keys.
+        kv_len: u32,
+        /// Key position of the call's first query.
+        q_start: u32,
+        /// First query of this dispatch.
+        row_first: u32,
+        /// Tiles of queries of this dispatch.
+        row_tiles: u32,
+        /// Row blocks of the index.
+        row_blocks: u32,
+        /// Tiles of 64 columns per head.
+        column_tiles: u32,
+        /// Softmax scale.
+        scale: f32,
+        /// 1: the log-sum-exp is written too.
+        write_lse: u32,
+        /// Distance between queries.
+        q_row_stride: u32,
+        /// Distance between query heads.
+        q_head_stride: u32,
+        /// Distance between keys.
+        k_row_stride: u32,
+        /// Distance between KV heads of `k`.
+        k_head_stride: u32,
+        /// Distance between values.
+        v_row_stride: u32,
+        /// Distance between KV heads of `v`.
+        v_head_stride: u32,
+        /// Distance between rows of `out`.
+        out_row_stride: u32,
+        /// Distance between heads of `out`.
+        out_head_stride: u32,
+    }
+
+    /// The passes of `score_last_queries` that multiply, for some heads.
+    LastQueriesBand {
+        /// Heads of this dispatch.
+        heads: u32,
+        /// Query heads per KV head.
+        group_size: u32,
+        /// The first head's place among those of its KV head.
+        head_in_group: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Keys.
+        kv_len: u32,
+        /// Queries that score, at most 64.
+        last_q: u32,
+        /// Key position of the first of them.
+        first_position: u32,
+        /// Spans of keys, one workgroup each.
+        spans: u32,
+        /// Softmax scale.
+        scale: f32,
+        /// Distance between queries.
+        q_row_stride: u32,
+        /// Distance between query heads.
+        q_head_stride: u32,
+        /// Distance between keys.
+        k_row_stride: u32,
+        /// Distance between KV heads.
+        k_head_stride: u32,
+    }
+
+    /// The pass of `score_last_queries` that merges spans.
+    LastQueriesMerge {
+        /// Heads of this dispatch.
+        heads: u32,
+        /// Spans of keys.
+        spans: u32,
+    }
+}

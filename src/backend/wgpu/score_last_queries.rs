@@ -1,0 +1,102 @@
+//! Column and offset scores of vertical-slash heads from the last queries, in three passes that store no probabilities.
+
+use super::attention::{HEAD_DIMS, by_head, kernel_head_dim, strided, strided_extent, vectors};
+use super::bands::parts;
+use super::buffer::Binding;
+use super::launch::{LastQueriesBand, LastQueriesMerge};
+use super::link::Specialisation;
+use super::queue::fold;
+use super::{Traits, Wgpu};
+use crate::backend::params::{HeadPlan, ScoreLastQueriesParams};
+use crate::backend::{Slice, SliceMut};
+use crate::{DType, Result};
+
+/// Tiles of 64 keys that one workgroup goes through. Pass 3 does one tile more than its span.
+const SPAN_TILES: u32 = 16;
+
+/// Rows that scratch keeps for each head: the most queries that score.
+const ROWS: u64 = 64;
+
+fn products(traits: &Traits, kernel: &'static str, head_dim: u32) -> Specialisation {
+    Specialisation::new(kernel, traits)
+        .constant("HEAD_DIM", head_dim)
+        .constant("SPAN_TILES", SPAN_TILES)
+        .constant("VERTICAL_SLASH", HeadPlan::VERTICAL_SLASH)
+        .with("invocation")
+        .with("dot_tile")
+}
+
+fn merge(traits: &Traits) -> Specialisation {
+    Specialisation::new("score_last_queries_merge", traits)
+        .constant("VERTICAL_SLASH", HeadPlan::VERTICAL_SLASH)
+        .with("invocation")
+}
+
+pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
+    for head_dim in HEAD_DIMS {
+        list.push(products(traits, "score_last_queries_rows", head_dim));
+        list.push(products(traits, "score_last_queries_sums", head_dim));
+    }
+    list.push(merge(traits));
+}
+
+pub(super) fn score_last_queries(
+    b: &Wgpu,
+    p: &ScoreLastQueriesParams,
+    [plan, q, k]: [Slice<Wgpu>; 3],
+    [column_score, offset_score]: [SliceMut<Wgpu>; 2],
+) -> Result<()> {
+    const OP: &str = "score_last_queries";
+    let plan = Binding::from(plan);
+    let (column_score, offset_score) = (Binding::from(column_score), Binding::from(offset_score));
+    let (q_stride, k_stride) = ([p.q_row_stride, p.q_head_stride], [p.k_row_stride, p.k_head_stride]);
+    let (q, k) = (vectors(OP, "q", q, q_stride)?, vectors(OP, "k", k, k_stride)?);
+
+    let spans = p.kv_len.div_ceil(64 * SPAN_TILES);
+    let group = p.n_heads / p.n_kv_heads;
+    let queries = p.q_len - p.last_q..p.q_len;
+    let (partial_head, stats_head) = (u64::from(spans) * ROWS * 8, ROWS * 8);
+    let score_head = 4 * u64::from(p.kv_len);
+    let mut q_extent = strided_extent(q, q_stride, p.head_dim, None);
+    // All the last queries in every band.
+    q_extent.one += u64::from(p.last_q - 1) * q_extent.row;
+    q_extent.row = 0;
+    let extents =
+        [q_extent, strided_extent(k, k_stride, p.head_dim, Some(p.kv_len)), by_head(partial_head), by_head(score_head)];
+    let head_dim = kernel_head_dim(p.head_dim);
+    for band in b.bands(OP, p.n_heads, group, 1, &extents)? {
+        let heads = band.heads.clone();
+        let n = heads.end - heads.start;
+        let scratch = |bytes: u64| b.create_buffer((u64::from(n) * bytes) as usize, false);
+        let (partial, stats) = (scratch(partial_head)?, scratch(stats_head)?);
+        let pairs = |buffer| Binding { buffer, byte_offset: 0, byte_len: buffer.len, dtype: DType::F32, lanes: 2 };
+        let plan = parts(plan, &heads, size_of::<HeadPlan>() as u64);
+        let q = strided(q, q_stride, heads.clone(), queries.clone(), p.head_dim);
+        let k = strided(k, k_stride, band.kv_heads(group), 0..p.kv_len, p.head_dim);
+        let part = LastQueriesBand {
+            heads: n,
+            group_size: group,
+            head_in_group: heads.start % group,
+            head_dim: p.head_dim,
+            kv_len: p.kv_len,
+            last_q: p.last_q,
+            first_position: p.q_start + queries.start,
+            spans,
+            scale: p.scale,
+            q_row_stride: p.q_row_stride,
+            q_head_stride: p.q_head_stride,
+            k_row_stride: p.k_row_stride,
+            k_head_stride: p.k_head_stride,
+        };
+        let groups = fold(u64::from(n) * u64::from(spans));
+        let traits = &b.context.traits;
+        let rows = products(traits, "score_last_queries_rows", head_dim);
+        b.dispatch(&rows, &part, &[plan, q, k, pairs(&partial)], groups)?;
+        let merged = [plan, pairs(&partial), pairs(&stats)];
+        b.dispatch(&merge(traits), &LastQueriesMerge { heads: n, spans }, &merged, fold(u64::from(n)))?;
+        let sums = products(traits, "score_last_queries_sums", head_dim);
+        let scores = [parts(column_score, &heads, score_head), parts(offset_score, &heads, score_head)];
+        b.dispatch(&sums, &part, &[plan, q, k, pairs(&stats), scores[0], scores[1]], groups)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! The indices of the largest scores of each row, one workgroup a row.
+
+use super::attention::invocation;
+use super::bands::parts;
+use super::buffer::Binding;
+use super::link::Specialisation;
+use super::queue::fold;
+use super::{Traits, Wgpu};
+use crate::backend::params::SelectTopKParams;
+use crate::backend::{Slice, SliceMut};
+use crate::{Error, Result};
+
+/// Invocations of a group that selects or scans.
+const WORKGROUP: u32 = 256;
+
+/// A kernel that needs prefix sums over its group.
+pub(super) fn scanning(traits: &Traits, kernel: &'static str) -> Specialisation {
+    let specialisation = Specialisation::new(kernel, traits).constant("WORKGROUP", WORKGROUP).with(invocation(traits));
+    if traits.subgroups() {
+        specialisation.constant("SUBGROUP_MIN", traits.subgroup_min).with("scan_subgroup")
+    } else {
+        specialisation.with("scan_workgroup")
+    }
+}
+
+/// A kernel that selects with `radix_select`.
+pub(super) fn selecting(traits: &Traits, kernel: &'static str) -> Specialisation {
+    scanning(traits, kernel).with("radix_select")
+}
+
+pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
+    list.push(selecting(traits, "select_top_k"));
+}
+
+pub(super) fn select_top_k(
+    b: &Wgpu,
+    p: &SelectTopKParams,
+    [scores, counts]: [Slice<Wgpu>; 2],
+    indices: SliceMut<Wgpu>,
+) -> Result<()> {
+    let (scores, counts, indices) = (Binding::from(scores), Binding::from(counts), Binding::from(indices));
+    let (score_row, index_row) = (4 * u64::from(p.len), 4 * u64::from(p.capacity));
+    let rows = (b.band_bytes() / score_row.max(index_row).max(1)).min(u64::from(p.rows)) as u32;
+    if rows == 0 {
+        return Err(Error::Unsupported(format!(
+            "select_top_k: a row of {} scores is above what {} binds",
+            p.len, b.context.info.name
+        )));
+    }
+    let specialisation = selecting(&b.context.traits, "select_top_k");
+    for first in (0..p.rows).step_by(rows as usize) {
+        let some = first..p.rows.min(first.saturating_add(rows));
+        let n = some.end - some.start;
+        let bindings = [parts(scores, &some, score_row), parts(counts, &some, 4), parts(indices, &some, index_row)];
+        b.dispatch(&specialisation, &SelectTopKParams { rows: n, ..*p }, &bindings, fold(u64::from(n)))?;
+    }
+    Ok(())
+}
