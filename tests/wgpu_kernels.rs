@@ -1,0 +1,310 @@
+//! The estimation, index and attention kernels of the wgpu backend against the CPU twins, on every tier that runs here.
+//!
+//! Inputs are rounded to f16 first, so that both sides read the same numbers.
+#![cfg(feature = "wgpu")]
+
+use minference::attention::attend;
+use minference::backend::Backend;
+use minference::backend::cpu::Cpu;
+use minference::backend::params::BLOCK;
+use minference::backend::wgpu::{Options, Tier, Wgpu};
+use minference::estimate::choose;
+use minference::index::{IndexLayout, SparseIndex};
+use minference::ops::{self, AttentionShape};
+use minference::pattern::HeadPattern;
+use minference::tensor::{Shape, Tensor};
+use minference::{DType, Error};
+
+/// A device per tier that runs here; none where no driver is installed, as CI has one everywhere.
+fn devices(options: Options) -> Vec<Wgpu> {
+    let open = |tier| match Wgpu::new(None, Options { tier, ..options }) {
+        Ok(device) => Some(device),
+        Err(Error::Unavailable(why)) => {
+            eprintln!("skipped: {why}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    };
+    [Tier::Plain, Tier::Subgroup].into_iter().filter_map(open).collect()
+}
+
+/// Roughly normal values, rounded to f16.
+fn normal(n: usize, seed: u64, amplitude: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    (0..n)
+        .map(|_| {
+            let x: f32 = (0..4).map(|_| uniform()).sum::<f32>() * 1.732 * amplitude;
+            half::f16::from_f32(x).to_f32()
+        })
+        .collect()
+}
+
+/// One layer's input: `q` token-major beside other columns, `k` and `v` head-major with room for more keys.
+#[derive(Clone)]
+struct Case {
+    shape: AttentionShape,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Case {
+    fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize, q_len: usize, q_start: usize, seed: u64) -> Self {
+        let row = (n_heads + 2 * n_kv_heads) * head_dim;
+        let capacity = (q_start + q_len).next_multiple_of(64);
+        let shape = AttentionShape {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            q_len,
+            kv_len: q_start + q_len,
+            q_start,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            q_stride: [row, head_dim],
+            k_stride: [head_dim, capacity * head_dim],
+            v_stride: [head_dim, capacity * head_dim],
+            out_stride: [n_heads * head_dim, head_dim],
+        };
+        let keys = n_kv_heads * capacity * head_dim;
+        let (q, mut k, mut v) =
+            (normal(q_len * row, seed, 1.5), normal(keys, seed + 1, 1.5), normal(keys, seed + 2, 1.0));
+        // What lies past kv_len in a cache was never written: it must not matter.
+        for head in 0..n_kv_heads {
+            let past = (head * capacity + q_start + q_len) * head_dim..(head + 1) * capacity * head_dim;
+            k[past.clone()].fill(f32::NAN);
+            v[past].fill(f32::NAN);
+        }
+        Self { shape, q, k, v }
+    }
+
+    fn on<B: Backend>(&self, b: &B) -> [Tensor<B>; 3] {
+        [&self.q, &self.k, &self.v].map(|x| Tensor::activation(b, [x.len()], x).unwrap())
+    }
+
+    /// Output as f32 and the log-sum-exp under one pattern a head, and the pairs computed.
+    fn attend<B: Backend>(&self, b: &B, patterns: &[HeadPattern], out: DType) -> (Vec<f32>, Vec<f32>, Vec<u64>) {
+        let s = &self.shape;
+        let [q, k, v] = self.on(b);
+        let mut out = Tensor::alloc(b, out, [s.q_len, s.n_heads * s.head_dim]).unwrap();
+        let mut lse = Tensor::alloc(b, DType::F32, [s.n_heads, s.q_len]).unwrap();
+        let computed =
+            attend(b, patterns, s, q.view(), k.view(), v.view(), out.view_mut(), Some(lse.view_mut())).unwrap();
+        (out.to_f32(b).unwrap(), lse.to_f32(b).unwrap(), computed.head_pairs(b).unwrap())
+    }
+}
+
+fn patterns(n: usize, texts: &[&str]) -> Vec<HeadPattern> {
+    (0..n).map(|i| texts[i % texts.len()].parse().unwrap()).collect()
+}
+
+fn relative_l2(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = got.iter().zip(want).map(|(g, w)| square(g - w)).sum();
+    (error / want.iter().map(|w| square(*w)).sum::<f64>()).sqrt()
+}
+
+/// The shapes that the kernels branch on: head dims below, at and between kernel sizes, ragged lengths, offsets.
+fn cases() -> Vec<(&'static str, Case)> {
+    vec![
+        ("one token", Case::new(2, 1, 64, 1, 0, 1)),
+        ("short", Case::new(3, 1, 40, 63, 0, 2)),
+        ("ragged", Case::new(4, 2, 64, 700, 0, 3)),
+        ("dim 96, chunk", Case::new(2, 2, 96, 200, 321, 4)),
+        ("dim 128, aligned chunk", Case::new(6, 2, 128, 256, 512, 5)),
+        ("dim 256", Case::new(2, 1, 256, 130, 0, 6)),
+    ]
+}
+
+#[test]
+fn attention_matches_the_cpu_for_every_pattern() {
+    let cpu = Cpu::new();
+    for b in devices(Options::default()) {
+        let tier = b.info().tier.clone();
+        let tolerance = if b.activation() == DType::F16 { 1e-3 } else { 1e-5 };
+        for (name, case) in cases() {
+            for texts in [
+                &["dense"][..],
+                &["a_shape:16:100", "vertical_slash:100:150", "block_sparse:3", "dense"],
+                &["vertical_slash:40:60", "a_shape:0:64", "block_sparse:1"],
+            ] {
+                let patterns = patterns(case.shape.n_heads, texts);
+                let (want, want_lse, want_pairs) = case.attend(&cpu, &patterns, DType::F32);
+                for out in [DType::F32, b.activation()] {
+                    let (got, lse, pairs) = case.attend(&b, &patterns, out);
+                    let error = relative_l2(&got, &want);
+                    println!("{tier} {name} {texts:?} {out}: {error:.1e}");
+                    assert_eq!(pairs, want_pairs, "{tier} {name} {texts:?}");
+                    assert!(error < tolerance, "{tier} {name} {texts:?} {out}: relative L2 {error}");
+                    let worst = lse.iter().zip(&want_lse).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+                    assert!(worst < 1e-3, "{tier} {name} {texts:?} {out}: log-sum-exp differs by {worst}");
+                }
+            }
+        }
+    }
+}
+
+/// Column and offset scores with all heads vertical-slash.
+fn last_query_scores<B: Backend>(b: &B, case: &Case) -> (Vec<f32>, Vec<f32>) {
+    let s = &case.shape;
+    let [q, k, _] = case.on(b);
+    let plan: Vec<u32> = (0..s.n_heads).flat_map(|_| [2, 30, 50, 0]).collect();
+    let plan = Tensor::from_slice(b, DType::U32, [s.n_heads, 4], &plan).unwrap();
+    let mut columns = Tensor::alloc(b, DType::F32, [s.n_heads, s.kv_len]).unwrap();
+    let mut offsets = Tensor::alloc(b, DType::F32, [s.n_heads, s.kv_len]).unwrap();
+    let (q, k) = (q.view(), k.view());
+    ops::score_last_queries(b, s, plan.view(), q, k, columns.view_mut(), offsets.view_mut()).unwrap();
+    (columns.to_f32(b).unwrap(), offsets.to_f32(b).unwrap())
+}
+
+#[test]
+fn estimates_match_the_cpu() {
+    let cpu = Cpu::new();
+    for b in devices(Options::default()) {
+        let tier = b.info().tier.clone();
+        for (name, case) in cases() {
+            let s = &case.shape;
+            let patterns = patterns(s.n_heads, &["vertical_slash:100:150", "vertical_slash:33:101", "block_sparse:3"]);
+            let (columns, offsets) = last_query_scores(&b, &case);
+            let (want_columns, want_offsets) = last_query_scores(&cpu, &case);
+            for (what, got, want) in [("columns", columns, want_columns), ("offsets", offsets, want_offsets)] {
+                for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                    assert!((g - w).abs() <= 1e-4 * w.abs() + 1e-7, "{tier} {name}: {what}[{i}]: {g} for {w}");
+                }
+            }
+
+            let [q, k, _] = case.on(&b);
+            let chosen = choose(&b, &patterns, s, q.view(), k.view()).unwrap();
+            let [cq, ck, _] = case.on(&cpu);
+            let want = choose(&cpu, &patterns, s, cq.view(), ck.view()).unwrap();
+            assert_eq!(chosen.columns(&b).unwrap(), want.columns(&cpu).unwrap(), "{tier} {name}: columns");
+            assert_eq!(chosen.offsets(&b).unwrap(), want.offsets(&cpu).unwrap(), "{tier} {name}: offsets");
+            let (got, want) = (chosen.build(&b).unwrap(), want.build(&cpu).unwrap());
+            assert_eq!(got.to_host(&b).unwrap(), want.to_host(&cpu).unwrap(), "{tier} {name}: index");
+            assert_eq!(got.pairs.to_u32(&b).unwrap(), want.pairs.to_u32(&cpu).unwrap(), "{tier} {name}: pairs");
+        }
+    }
+}
+
+/// An index of given choices: a vertical-slash, a block-sparse, an A-shape and a dense head.
+fn given_index<B: Backend>(b: &B, layout: IndexLayout) -> SparseIndex<B> {
+    let (rows, words) = (layout.row_blocks(), layout.kv_len.div_ceil(BLOCK).div_ceil(32));
+    let plan = [[2u32, 90, 40, 0], [3, 4, 0, 0], [1, 10, 100, 0], [0, 0, 0, 0]];
+    let columns: Vec<u32> = (0..90).map(|i| i * 11 + i % 3).chain([u32::MAX; 38]).collect();
+    let offsets: Vec<u32> = (0..40).map(|i| i * 40 + i % 4 * 9).collect();
+    // Row block 5 chose nothing.
+    let mask = |row: usize| {
+        (0..words).map(move |w| if row == 5 { 0 } else { 0x9249_6c1d_u32.rotate_left((row * 3 + w) as u32) })
+    };
+    let mask: Vec<u32> = (0..4 * rows).flat_map(|i| mask(i % rows)).collect();
+    let u32s = |shape: &[usize], values: &[u32]| {
+        Tensor::from_slice(b, DType::U32, Shape::try_from(shape).unwrap(), values).unwrap()
+    };
+    let mut index = SparseIndex::alloc(b, layout).unwrap();
+    index.columns = u32s(&[4, 128], &[columns.clone(), columns.clone(), columns.clone(), columns].concat());
+    let [plan, offsets, counts, mask] = [
+        u32s(&[4, 4], plan.as_flattened()),
+        u32s(&[4, 40], &[offsets.clone(), offsets.clone(), offsets.clone(), offsets].concat()),
+        u32s(&[4], &[40, 0, 0, 0]),
+        u32s(&[4, rows, words], &mask),
+    ];
+    let choice = ops::Choice {
+        plan: plan.view(),
+        offsets: offsets.view(),
+        offset_count: counts.view(),
+        block_mask: mask.view(),
+    };
+    ops::build_index(b, choice, &mut index).unwrap();
+    index
+}
+
+#[test]
+fn given_choices_and_rows_without_room_convert_as_on_the_cpu() {
+    let cpu = Cpu::new();
+    for b in devices(Options::default()) {
+        for (q_len, q_start) in [(1500, 0), (1500, 100), (70, 1000), (5000, 64)] {
+            for range_budget in [10000, 0, 1, 40, 90, 300] {
+                let kv_len = q_start + q_len;
+                let layout = IndexLayout { n_heads: 4, q_len, kv_len, q_start, column_tiles: 2, range_budget };
+                let (got, want) = (given_index(&b, layout), given_index(&cpu, layout));
+                let what = format!("{}, {q_len} queries from {q_start}, budget {range_budget}", b.info().tier);
+                assert_eq!(got.to_host(&b).unwrap(), want.to_host(&cpu).unwrap(), "{what}");
+                for [got, want] in [
+                    [got.row_ranges.to_u32(&b), want.row_ranges.to_u32(&cpu)],
+                    [got.pairs.to_u32(&b), want.pairs.to_u32(&cpu)],
+                ] {
+                    assert_eq!(got.unwrap(), want.unwrap(), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn top_k_takes_ties_by_index_and_any_float() {
+    let cpu = Cpu::new();
+    let (rows, len, capacity) = (6, 5000, 3000);
+    let mut scores = normal(rows * len, 8, 1.0);
+    for (i, x) in scores.iter_mut().enumerate() {
+        let row = i / len;
+        match row {
+            // Few values, so that the threshold is a tie; zeros of both signs; infinities and NaN.
+            1 => *x = (*x * 4.0).round(),
+            2 => *x = if i % 3 == 0 { 0.0 } else { -0.0 },
+            3 if i % 7 == 0 => *x = f32::NEG_INFINITY,
+            3 if i % 11 == 0 => *x = f32::INFINITY,
+            4 if i % 5 == 0 => *x = f32::NAN,
+            5 => *x = x.abs() * 1e-38,
+            _ => {}
+        }
+    }
+    let counts = [3000u32, 1234, 100, 2999, 2500, 1];
+    fn run<B: Backend>(b: &B, scores: &[f32], counts: &[u32], forced: usize, dims: [usize; 3]) -> Vec<u32> {
+        let [rows, len, capacity] = dims;
+        let scores = Tensor::from_slice(b, DType::F32, [rows, len], scores).unwrap();
+        let counts = Tensor::from_slice(b, DType::U32, [rows], counts).unwrap();
+        let mut indices = Tensor::alloc(b, DType::U32, [rows, capacity]).unwrap();
+        ops::select_top_k(b, scores.view(), counts.view(), forced, indices.view_mut()).unwrap();
+        indices.to_u32(b).unwrap()
+    }
+    for b in devices(Options::default()) {
+        for (forced, counts) in [(0, counts), (30, counts), (100, [0, 50, 100, 101, 5, 3000])] {
+            let dims = [rows, len, capacity];
+            let got = run(&b, &scores, &counts, forced, dims);
+            let want = run(&cpu, &scores, &counts, forced, dims);
+            for row in 0..rows {
+                let part = row * capacity..(row + 1) * capacity;
+                assert_eq!(got[part.clone()], want[part], "{} row {row}, forced {forced}", b.info().tier);
+            }
+        }
+    }
+}
+
+#[test]
+fn small_limits_give_the_same_results() {
+    let cpu = Cpu::new();
+    // Queries go in bands of rows, and with f32 keys one KV head at a time.
+    let options =
+        Options { max_binding_bytes: Some(144 << 10), max_workgroup_bytes: Some(16 << 10), ..Options::default() };
+    let case = Case::new(4, 2, 64, 400, 30, 9);
+    let patterns = patterns(4, &["dense", "vertical_slash:64:130", "block_sparse:2", "a_shape:8:70"]);
+    let (want, want_lse, want_pairs) = case.attend(&cpu, &patterns, DType::F32);
+    for b in devices(options) {
+        let tolerance = if b.activation() == DType::F16 { 1e-3 } else { 1e-5 };
+        let (got, lse, pairs) = case.attend(&b, &patterns, b.activation());
+        assert_eq!(pairs, want_pairs);
+        assert!(relative_l2(&got, &want) < tolerance);
+        assert!(relative_l2(&lse, &want_lse) < 1e-4);
+    }
+}
+
+#[test]
+fn block_len_is_what_kernels_assume() {
+    assert_eq!(BLOCK, 64);
+}
