@@ -28,7 +28,7 @@ fn weight<B: Backend>(b: &B, dtype: DType, [n, k]: [usize; 2], seed: u64) -> (Te
     (Tensor::from_bytes(b, dtype, [n, k], &bytes).unwrap(), values)
 }
 
-for_each_backend!(embed, only cpu, |b| {
+for_each_backend!(embed, |b| {
     for dtype in WEIGHT_TYPES.into_iter().filter(|&d| b.accepts_weight(d)) {
         for (vocab, hidden, ids) in [(7, 256, vec![6]), (40, 512, vec![0, 39, 3, 3, 17])] {
             let (table, values) = weight(b, dtype, [vocab, hidden], 1);
@@ -40,7 +40,7 @@ for_each_backend!(embed, only cpu, |b| {
     }
 });
 
-for_each_backend!(rms_norm, only cpu, |b| {
+for_each_backend!(rms_norm, |b| {
     let mut rng = Rng(2);
     for (rows, cols) in [(1, 32), (3, 200), (65, 576), (2, 4096)] {
         for (from, to) in float_types(b).into_iter().flat_map(|f| float_types(b).into_iter().map(move |t| (f, t))) {
@@ -62,7 +62,7 @@ for_each_backend!(rms_norm, only cpu, |b| {
     }
 });
 
-for_each_backend!(silu_mul, only cpu, |b| {
+for_each_backend!(silu_mul, |b| {
     let mut rng = Rng(3);
     for (rows, ffn) in [(1, 8), (3, 200), (65, 96)] {
         let mut values = rng.normals(rows * 2 * ffn);
@@ -95,7 +95,7 @@ for_each_backend!(add, |b| {
     }
 });
 
-for_each_backend!(cast, only cpu, |b| {
+for_each_backend!(cast, |b| {
     for (len, from) in [(1, DType::F16), (33, DType::BF16), (40_001, DType::F32), (40_001, DType::F16)] {
         for to in float_types(b) {
             let (x, values) = stored(b, from, [len], &Rng(5).normals(len));
@@ -106,7 +106,7 @@ for_each_backend!(cast, only cpu, |b| {
     }
 });
 
-for_each_backend!(append_kv, only cpu, |b| {
+for_each_backend!(append_kv, |b| {
     let (heads, kv, d, capacity) = (4, 2, 32, 192);
     for (n, position) in [(1, 0), (65, 3), (130, 62)] {
         let row = (heads + 2 * kv) * d;
@@ -130,7 +130,7 @@ for_each_backend!(append_kv, only cpu, |b| {
     }
 });
 
-for_each_backend!(rope, only cpu, |b| {
+for_each_backend!(rope, |b| {
     let d = 64;
     let cases = [
         // (tokens, heads, rotary_dim, interleaved, first position)
@@ -204,7 +204,7 @@ fn check_matmul<B: Backend>(b: &B, dtype: DType, [m, n, k]: [usize; 3], bias: bo
     assert_close(&what, roundoff(b.activation()), &band, &want);
 }
 
-for_each_backend!(matmul_shapes, only cpu, |b| {
+for_each_backend!(matmul_shapes, |b| {
     let act = b.activation();
     for (i, m) in [1, 2, 4, 5, 33, 65, 200].into_iter().enumerate() {
         for (j, (n, k)) in [(33, 32), (64, 200), (200, 96)].into_iter().enumerate() {
@@ -214,7 +214,7 @@ for_each_backend!(matmul_shapes, only cpu, |b| {
     }
 });
 
-for_each_backend!(matmul_types, only cpu, |b| {
+for_each_backend!(matmul_types, |b| {
     for dtype in WEIGHT_TYPES.into_iter().filter(|&d| b.accepts_weight(d)) {
         for m in [1, 3, 70] {
             check_matmul(b, dtype, [m, 48, 512], m == 3, m == 70, DType::F32);
