@@ -30,8 +30,8 @@ impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Integer(value) => write!(f, "{value}"),
-            // `{:?}` is the shortest text that reads back as the same value, with ".0" where it is whole.
-            Self::Float(value) => write!(f, "{value:?}"),
+            // Of two shortest texts for a value, `{value:?}` and Python's `repr` take different ones; this one is Python's.
+            Self::Float(value) => Value::from(*value).fmt(f),
         }
     }
 }
@@ -211,11 +211,16 @@ impl PatternConfig {
     }
 
     /// Writes a head's entry, adding layers up to it.
-    pub fn set(&mut self, layer: usize, head: usize, pattern: HeadPattern, score: Score) {
+    pub fn set(&mut self, layer: usize, head: usize, pattern: HeadPattern, score: Score) -> Result<()> {
+        let pattern = pattern.checked()?;
+        if matches!(score, Score::Float(x) if !x.is_finite()) {
+            return Err(Error::invalid(format!("layer {layer}, head {head}: score: expected a number, got {score:?}")));
+        }
         if layer >= self.layers.len() {
             self.layers.resize_with(layer + 1, BTreeMap::new);
         }
         self.layers[layer].insert(head, Entry::new(pattern, score));
+        Ok(())
     }
 
     /// That the model has at least the layers and heads of the file.
@@ -333,8 +338,10 @@ mod tests {
             ["dense", "a_shape:0:64", "vertical_slash:500:700", "block_sparse:12"].map(|p| p.parse().unwrap());
         let mut config = PatternConfig::new(1);
         for (head, pattern) in patterns.into_iter().enumerate() {
-            config.set(2, head, pattern, Score::Float(0.25));
+            config.set(2, head, pattern, Score::Float(0.25)).unwrap();
         }
+        assert!(config.set(2, 0, patterns[0], Score::Float(f64::NAN)).is_err());
+        assert!(config.set(2, 0, HeadPattern::BlockSparse { top_k: 0 }, Score::Integer(1)).is_err());
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("patterns.json");
         config.write(&path).unwrap();
@@ -348,7 +355,7 @@ mod tests {
     #[test]
     fn a_file_larger_than_the_model_is_refused_with_both_sizes() {
         let mut config = PatternConfig::new(28);
-        config.set(27, 27, HeadPattern::Dense, Score::Integer(0));
+        config.set(27, 27, HeadPattern::Dense, Score::Integer(0)).unwrap();
         assert!(config.check_model(28, 28).is_ok());
         assert!(config.check_model(30, 32).is_ok());
         for (layers, heads) in [(28, 12), (27, 28)] {
