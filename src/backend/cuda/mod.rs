@@ -1,1 +1,470 @@
-//! CUDA kernels compiled for the device found.
+//! CUDA: kernels of our own compiled by NVRTC for the device found, and cuBLASLt for matrix products.
+//!
+//! Builds and starts without CUDA: the libraries are loaded when a device is opened, and what is missing is said by name
+//! ([`Library`]). One context, one stream; activations are bf16 or f16, sums f32.
+//!
+//! | concept | file |
+//! |---|---|
+//! | driver, memory, launches, tensor maps (`unsafe`) | `device.rs` |
+//! | NVRTC and the cubins kept on disk (`unsafe`) | `compile.rs` |
+//! | sources, linking, specialisations | `kernels.rs`, `shaders/cuda/` |
+//! | cuBLASLt (`unsafe`), quantised and one-row products | `gemm.rs`, `matmul.rs` |
+//! | the operations | `elementwise.rs`, `estimate.rs`, `attention.rs` |
+//!
+//! To work inside another engine, open it on that engine's stream ([`Cuda::on_stream`]) and wrap its tensors
+//! ([`CudaBuffer::from_raw`], [`crate::tensor::Tensor::from_buffer`]).
+
+mod attention;
+pub mod compile;
+mod device;
+mod elementwise;
+mod estimate;
+mod gemm;
+pub mod kernels;
+mod matmul;
+
+pub use cudarc;
+pub use device::{CudaBuffer, Library};
+
+use crate::backend::params::*;
+use crate::backend::{Backend, DeviceInfo, IndexChoice, IndexSlices, IndexSlicesMut, MemoryStats, Slice, SliceMut};
+use crate::{DType, Error, Result};
+use compile::DiskCache;
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream};
+use cudarc::nvrtc::Ptx;
+use device::{Arg, Device, Launch, driver_error};
+use gemm::Gemm;
+use kernels::Kernel;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// How to open a device.
+#[derive(Clone, Debug)]
+pub struct CudaOptions {
+    /// How activations, K and V are stored: [`DType::BF16`] or [`DType::F16`]. bf16 suits models published in bf16 (their
+    /// activations may pass 65504), f16 is eight times as precise.
+    pub activation: DType,
+    /// Where compiled kernels are kept; by default the platform's cache folder.
+    pub cache: Option<PathBuf>,
+    /// Which attention kernel: by default the best for the device.
+    pub attention: AttentionKernel,
+    /// Macro definitions added to the attention kernel, to measure its variants (`Q_SHARED`, `PINGPONG`, `ROW_BLOCKS`).
+    pub attention_defines: Vec<(&'static str, u32)>,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { activation: DType::BF16, cache: None, attention: AttentionKernel::Auto, attention_defines: Vec::new() }
+    }
+}
+
+/// Which attention kernel to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionKernel {
+    /// wgmma and TMA on Hopper for head_dim 64, 96 and 128, mma.sync otherwise.
+    #[default]
+    Auto,
+    /// mma.sync everywhere.
+    Sm80,
+}
+
+/// What of a device the launches depend on.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Streaming multiprocessors.
+    processors: u32,
+    /// Shared memory that one block may ask for, in bytes.
+    shared_per_block: usize,
+    /// Shared memory of a multiprocessor.
+    shared_per_processor: usize,
+    /// Compute capability 9.0.
+    hopper: bool,
+}
+
+/// A CUDA device as a [`Backend`].
+pub struct Cuda {
+    device: Arc<Device>,
+    gemm: Gemm,
+    info: DeviceInfo,
+    options: CudaOptions,
+    limits: Limits,
+    arch: String,
+    compiler: (i32, i32),
+    cache: DiskCache,
+    modules: Mutex<HashMap<String, Arc<CudaModule>>>,
+    functions: Mutex<HashMap<String, CudaFunction>>,
+}
+
+impl Cuda {
+    /// How many CUDA devices are here.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the driver is missing or finds none.
+    pub fn count() -> Result<usize> {
+        Library::Driver.require()?;
+        match CudaContext::device_count() {
+            Ok(n) if n > 0 => Ok(n as usize),
+            Ok(_) => Err(Error::Unavailable("CUDA: the driver is here, but no CUDA device".into())),
+            Err(e) => Err(Error::Unavailable(format!("CUDA: the driver does not start: {e}"))),
+        }
+    }
+
+    /// What the devices here are and can do, without loading more than the driver.
+    pub fn devices() -> Result<Vec<DeviceInfo>> {
+        (0..Self::count()?)
+            .map(|ordinal| {
+                let context = CudaContext::new(ordinal).map_err(|e| driver_error("cuDevicePrimaryCtxRetain", e))?;
+                Ok(describe(&context)?.0)
+            })
+            .collect()
+    }
+
+    /// Opens device `ordinal` on a stream of its own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where a library or the device is missing, [`Error::Unsupported`] below compute capability 8.0.
+    pub fn new(ordinal: usize, options: CudaOptions) -> Result<Self> {
+        let count = Self::count()?;
+        if ordinal >= count {
+            return Err(Error::Unavailable(format!("cuda:{ordinal}: this machine has cuda:0 to cuda:{}", count - 1)));
+        }
+        let context = CudaContext::new(ordinal).map_err(|e| driver_error("cuDevicePrimaryCtxRetain", e))?;
+        let stream = context.new_stream().map_err(|e| driver_error("cuStreamCreate", e))?;
+        Self::on_stream(stream, options)
+    }
+
+    /// On a caller's context and stream; `CudaContext::wrap_borrowed_stream` makes one of a raw handle.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn on_stream(stream: Arc<CudaStream>, options: CudaOptions) -> Result<Self> {
+        Library::Nvrtc.require()?;
+        if !matches!(options.activation, DType::BF16 | DType::F16) {
+            return Err(Error::invalid(format!("CUDA activations are bf16 or f16, not {}", options.activation)));
+        }
+        let (mut info, limits, arch) = describe(stream.context())?;
+        if options.attention == AttentionKernel::Sm80 {
+            info.tier = "sm_80".into();
+        }
+        let device = Arc::new(Device::new(stream)?);
+        Ok(Self {
+            gemm: Gemm::new(&device)?,
+            device,
+            info,
+            limits,
+            arch,
+            compiler: compile::version(),
+            cache: DiskCache::new(options.cache.clone()),
+            options,
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+        })
+    }
+
+    /// The stream that everything is enqueued on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.device.stream
+    }
+
+    fn bf16(&self) -> u32 {
+        (self.options.activation == DType::BF16) as u32
+    }
+
+    /// `float` or `act`, as the kernels call an element type.
+    fn c_type(&self, dtype: DType) -> &'static str {
+        if dtype == DType::F32 { "float" } else { "act" }
+    }
+
+    /// A kernel ready to launch: from memory, from disk, or compiled now.
+    fn function(&self, kernel: &Kernel, entry: &str, shared_bytes: usize) -> Result<CudaFunction> {
+        let name = kernel.name();
+        let key = format!("{entry} of {name}");
+        if let Some(f) = lock(&self.functions).get(&key) {
+            return Ok(f.clone());
+        }
+        let module = self.module(kernel, &name)?;
+        let f = module.load_function(entry).map_err(|e| driver_error(&key, e))?;
+        if shared_bytes > self.limits.shared_per_block {
+            return Err(Error::Unsupported(format!(
+                "{key}: needs {shared_bytes} bytes of shared memory, {} has {}",
+                self.info.name, self.limits.shared_per_block
+            )));
+        }
+        if shared_bytes > 48 << 10 {
+            use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED;
+            f.set_attribute(SHARED, shared_bytes as i32).map_err(|e| driver_error(&key, e))?;
+        }
+        lock(&self.functions).insert(key, f.clone());
+        Ok(f)
+    }
+
+    fn module(&self, kernel: &Kernel, name: &str) -> Result<Arc<CudaModule>> {
+        if let Some(module) = lock(&self.modules).get(name) {
+            return Ok(module.clone());
+        }
+        let (source, options) = (kernel.source.linked(), kernel.options(&self.arch));
+        let key = format!("nvrtc {:?}\n{}\n{source}", self.compiler, options.join("\n"));
+        let cubin = match self.cache.load(&key) {
+            Some(cubin) => cubin,
+            None => {
+                let cubin = compile::compile(name, &source, &options)?.cubin;
+                self.cache.store(&key, &cubin);
+                cubin
+            }
+        };
+        let module = self.device.context().load_module(Ptx::from_binary(cubin)).map_err(|e| {
+            Error::Unavailable(format!(
+                "CUDA: the driver refuses code from NVRTC {}.{} ({name}: {e}); update the driver, or use the NVRTC of its version",
+                self.compiler.0, self.compiler.1
+            ))
+        })?;
+        lock(&self.modules).insert(name.to_string(), module.clone());
+        Ok(module)
+    }
+
+    /// Enqueues a kernel.
+    fn launch(&self, kernel: &Kernel, entry: &str, launch: Launch, args: &[Arg]) -> Result<()> {
+        let f = self.function(kernel, entry, launch.shared_bytes as usize)?;
+        self.device.launch(entry, &f, launch, args)
+    }
+
+    fn alloc_buffer(&self, bytes: usize) -> Result<CudaBuffer> {
+        self.device.alloc(bytes)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // The maps are valid after any panic: entries are whole.
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Where a slice begins on the device.
+fn address(s: &Slice<Cuda>) -> u64 {
+    s.buffer.address() + s.byte_offset as u64
+}
+
+/// The same of a slice to write.
+fn address_mut(s: &SliceMut<Cuda>) -> u64 {
+    s.buffer.address() + s.byte_offset as u64
+}
+
+/// What a device is, its limits, and the architecture to compile for.
+fn describe(context: &CudaContext) -> Result<(DeviceInfo, Limits, String)> {
+    let told = |e| driver_error("cuDeviceGetAttribute", e);
+    let attribute = |which| context.attribute(which).map(|v| v as usize).map_err(told);
+    let (major, minor) = context.compute_capability().map_err(told)?;
+    let name = context.name().map_err(told)?;
+    if major < 8 {
+        return Err(Error::Unsupported(format!(
+            "cuda:{}: {name} has compute capability {major}.{minor}; 8.0 (Ampere) or later is needed",
+            context.ordinal()
+        )));
+    }
+    let hopper = (major, minor) == (9, 0);
+    let limits = Limits {
+        processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+        shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        shared_per_processor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        hopper,
+    };
+    let info = DeviceInfo {
+        id: format!("cuda:{}", context.ordinal()),
+        backend: "cuda",
+        api: "cuda".into(),
+        name,
+        memory_bytes: context.total_mem().map_err(told)? as u64,
+        is_cpu: false,
+        subgroup: 32,
+        f16: true,
+        cooperative_matrix: if hopper { "64x128x16 bf16,f16->f32" } else { "16x8x16 bf16,f16->f32" }.into(),
+        tier: if hopper { "sm_90a" } else { "sm_80" }.into(),
+    };
+    // The `a` opens Hopper's own instructions; code for it runs on 9.0 alone, which is what it is compiled for here.
+    let arch = format!("sm_{major}{minor}{}", if hopper { "a" } else { "" });
+    Ok((info, limits, arch))
+}
+
+impl Backend for Cuda {
+    type Buffer = CudaBuffer;
+
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn activation(&self) -> DType {
+        self.options.activation
+    }
+
+    fn accepts_weight(&self, dtype: DType) -> bool {
+        dtype == self.options.activation || dtype.is_quantized()
+    }
+
+    fn memory(&self) -> MemoryStats {
+        let (current, peak) = self.device.memory();
+        MemoryStats { current, peak }
+    }
+
+    fn reset_peak(&self) {
+        self.device.reset_peak();
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<CudaBuffer> {
+        self.alloc_buffer(bytes)
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Result<CudaBuffer> {
+        let buffer = self.alloc_buffer(bytes.len())?;
+        self.device.write(buffer.address(), bytes)?;
+        Ok(buffer)
+    }
+
+    fn write(&self, buffer: &mut CudaBuffer, byte_offset: usize, bytes: &[u8]) -> Result<()> {
+        check_part("write", buffer, byte_offset..byte_offset.saturating_add(bytes.len()))?;
+        self.device.write(buffer.address() + byte_offset as u64, bytes)
+    }
+
+    async fn download(&self, buffer: &CudaBuffer, bytes: Range<usize>) -> Result<Vec<u8>> {
+        check_part("download", buffer, bytes.clone())?;
+        self.device.read(buffer.address() + bytes.start as u64, bytes.len())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(()) // the driver hands work over by itself
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    fn embed(&self, p: &EmbedParams, ids: Slice<Self>, table: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        elementwise::embed(self, p, ids, table, out)
+    }
+
+    fn rms_norm(&self, p: &RmsNormParams, x: Slice<Self>, weight: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        elementwise::rms_norm(self, p, x, weight, out)
+    }
+
+    fn matmul(
+        &self,
+        p: &MatmulParams,
+        x: Slice<Self>,
+        w: Slice<Self>,
+        bias: Option<Slice<Self>>,
+        out: SliceMut<Self>,
+    ) -> Result<()> {
+        matmul::matmul(self, p, x, w, bias, out)
+    }
+
+    fn rope(&self, p: &RopeParams, turns: Slice<Self>, x: SliceMut<Self>) -> Result<()> {
+        elementwise::rope(self, p, turns, x)
+    }
+
+    fn silu_mul(&self, p: &SiluMulParams, gate_up: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        elementwise::silu_mul(self, p, gate_up, out)
+    }
+
+    fn add(&self, p: &AddParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        elementwise::add(self, p, x, out)
+    }
+
+    fn cast(&self, p: &CastParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        elementwise::cast(self, p, x, out)
+    }
+
+    fn append_kv(
+        &self,
+        p: &AppendKvParams,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        k_cache: SliceMut<Self>,
+        v_cache: SliceMut<Self>,
+    ) -> Result<()> {
+        elementwise::append_kv(self, p, [k, v], [k_cache, v_cache])
+    }
+
+    fn score_last_queries(
+        &self,
+        p: &ScoreLastQueriesParams,
+        plan: Slice<Self>,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        column_score: SliceMut<Self>,
+        offset_score: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::score_last_queries(self, p, plan, [q, k], [column_score, offset_score])
+    }
+
+    fn select_top_k(
+        &self,
+        p: &SelectTopKParams,
+        scores: Slice<Self>,
+        counts: Slice<Self>,
+        indices: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::select_top_k(self, p, scores, counts, indices)
+    }
+
+    fn pool_blocks(&self, p: &PoolBlocksParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        estimate::pool_blocks(self, p, x, out)
+    }
+
+    fn score_blocks(
+        &self,
+        p: &ScoreBlocksParams,
+        plan: Slice<Self>,
+        pooled_q: Slice<Self>,
+        pooled_k: Slice<Self>,
+        scores: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::score_blocks(self, p, plan, [pooled_q, pooled_k], scores)
+    }
+
+    fn select_blocks(
+        &self,
+        p: &ScoreBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::select_blocks(self, p, plan, scores, block_mask)
+    }
+
+    fn build_index(&self, p: &BuildIndexParams, choice: IndexChoice<Self>, out: IndexSlicesMut<Self>) -> Result<()> {
+        estimate::build_index(self, p, choice, out)
+    }
+
+    fn attention(
+        &self,
+        p: &AttentionParams,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        index: IndexSlices<Self>,
+        out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
+    ) -> Result<()> {
+        attention::attention(self, p, [q, k, v], index, out, lse)
+    }
+
+    fn decode_attention(
+        &self,
+        p: &AttentionParams,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        out: SliceMut<Self>,
+    ) -> Result<()> {
+        attention::decode_attention(self, p, [q, k, v], out)
+    }
+}
+
+/// A part to copy must lie within its buffer: outside, the copy would touch other allocations.
+fn check_part(op: &'static str, buffer: &CudaBuffer, part: Range<usize>) -> Result<()> {
+    if part.start <= part.end && part.end <= buffer.bytes() {
+        return Ok(());
+    }
+    Err(Error::Shape { op, what: "bytes", expected: format!("within 0..{}", buffer.bytes()), got: format!("{part:?}") })
+}

@@ -1,0 +1,145 @@
+//! One attention layer: gather the columns, order the work, run the kernel for the device; and decoding.
+
+use super::device::{Launch, TensorLayout, TensorMap, arg};
+use super::elementwise::require_vectors;
+use super::kernels::{self, shared_memory};
+use super::{AttentionKernel, Cuda, address, address_mut};
+use crate::backend::params::AttentionParams;
+use crate::backend::{IndexSlices, Slice, SliceMut};
+use crate::{DType, Error, Result};
+
+/// Largest head_dim whose two row blocks of scores and outputs fit in a thread's registers (`attention_sm80`).
+const TWO_ROW_BLOCKS: u32 = 128;
+/// Shared memory that the driver keeps for itself in every block, in bytes.
+const RESERVED_SHARED: usize = 1024;
+
+pub(super) fn attention(
+    b: &Cuda,
+    p: &AttentionParams,
+    [q, k, v]: [Slice<Cuda>; 3],
+    index: IndexSlices<Cuda>,
+    out: SliceMut<Cuda>,
+    lse: Option<SliceMut<Cuda>>,
+) -> Result<()> {
+    check("attention", p, [q, k, v], &out)?;
+    let (q, k, v) = (address(&q), address(&k), address(&v));
+    let (out_type, out, lse) = (out.dtype, address_mut(&out), lse.map_or(0, |s| address_mut(&s)));
+    let [row_ranges, ranges, columns, keep, window] =
+        [index.row_ranges, index.ranges, index.columns, index.keep, index.window].map(|s| address(&s));
+
+    // columns: each head's, in one piece
+    let gathered_rows = 64 * p.column_tiles;
+    let gathered_bytes = p.n_heads as usize * gathered_rows as usize * p.head_dim as usize * 2;
+    let (k_columns, v_columns) = (b.alloc_buffer(gathered_bytes)?, b.alloc_buffer(gathered_bytes)?);
+    let (k_columns, v_columns) = (k_columns.address(), v_columns.address());
+    let gather = kernels::GATHER_COLUMNS.with(&[("BF16", &b.bf16())]);
+    let launch = Launch::new([p.column_tiles, p.n_heads, 1], 128);
+    let args = [arg(p), arg(&k), arg(&v), arg(&columns), arg(&k_columns), arg(&v_columns)];
+    b.launch(&gather, "gather_columns", launch, &args)?;
+
+    // order of work, and behind it the counter that a persistent kernel takes items by
+    let hopper = b.limits.hopper && matches!(p.head_dim, 64 | 96 | 128) && b.options.attention == AttentionKernel::Auto;
+    let row_blocks = if hopper { 2 } else { sm80_row_blocks(b, p.head_dim) };
+    let items = p.n_heads * p.row_blocks.div_ceil(row_blocks);
+    let order = b.alloc_buffer((items as usize + 1) * 4)?;
+    let (order, counter) = (order.address(), order.address() + 4 * items as u64);
+    let order_work = kernels::ORDER_WORK.with(&[("BF16", &b.bf16())]);
+    let launch = Launch::new([p.n_kv_heads, 1, 1], 1024).shared(4 * p.n_kv_heads as usize);
+    let args = [arg(p), arg(&row_blocks), arg(&row_ranges), arg(&ranges), arg(&keep), arg(&order)];
+    b.launch(&order_work, "order_work", launch, &args)?;
+
+    let source = if hopper { &kernels::ATTENTION_SM90A } else { &kernels::ATTENTION_SM80 };
+    let mut kernel = source.with(&[("HEAD_DIM", &p.head_dim), ("BF16", &b.bf16()), ("OUT", &b.c_type(out_type))]);
+    if !hopper {
+        kernel.defines.push(("ROW_BLOCKS", row_blocks.to_string()));
+        let bytes = shared_memory::attention_sm80(p.head_dim as usize, row_blocks as usize);
+        let launch = Launch::new([items, 1, 1], 128).shared(bytes);
+        #[rustfmt::skip]
+        let args = [
+            arg(p), arg(&q), arg(&k), arg(&v), arg(&k_columns), arg(&v_columns), arg(&out), arg(&lse), arg(&order),
+            arg(&row_ranges), arg(&ranges), arg(&keep), arg(&window),
+        ];
+        return b.launch(&kernel, "attention_sm80", launch, &args);
+    }
+    kernel.defines.extend(b.options.attention_defines.iter().map(|(name, value)| (*name, value.to_string())));
+    let bf16 = b.options.activation == DType::BF16;
+    let map = |address, heads, len, head_stride, row_stride| {
+        TensorMap::new(&TensorLayout { address, bf16, heads, len, head_dim: p.head_dim, head_stride, row_stride })
+    };
+    let q_map = map(q, p.n_heads, p.q_len, p.q_head_stride, p.q_row_stride)?;
+    // Rows end at kv_len, not at the cache's capacity: what lies behind reads as zero and cannot reach the output.
+    let k_map = map(k, p.n_kv_heads, p.kv_len, p.k_head_stride, p.k_row_stride)?;
+    let v_map = map(v, p.n_kv_heads, p.kv_len, p.v_head_stride, p.v_row_stride)?;
+    let gathered = |address| map(address, p.n_heads, gathered_rows.max(1), gathered_rows * p.head_dim, p.head_dim);
+    let (k_columns_map, v_columns_map) = (gathered(k_columns)?, gathered(v_columns)?);
+    let bytes = shared_memory::attention_sm90a(p.head_dim as usize);
+    let launch = Launch::new([b.limits.processors.min(items), 1, 1], 384).shared(bytes);
+    #[rustfmt::skip]
+    let args = [
+        arg(p), arg(&q_map), arg(&k_map), arg(&v_map), arg(&k_columns_map), arg(&v_columns_map), arg(&out), arg(&lse),
+        arg(&order), arg(&items), arg(&counter), arg(&row_ranges), arg(&ranges), arg(&keep), arg(&window),
+    ];
+    b.launch(&kernel, "attention_sm90a", launch, &args)
+}
+
+/// Two where two blocks of threads still share a multiprocessor: one alone cannot hide its own loads.
+fn sm80_row_blocks(b: &Cuda, head_dim: u32) -> u32 {
+    if let Some((_, forced)) = b.options.attention_defines.iter().find(|(name, _)| *name == "ROW_BLOCKS") {
+        return *forced;
+    }
+    let both = 2 * (shared_memory::attention_sm80(head_dim as usize, 2) + RESERVED_SHARED);
+    if head_dim <= TWO_ROW_BLOCKS && both <= b.limits.shared_per_processor { 2 } else { 1 }
+}
+
+fn check(op: &'static str, p: &AttentionParams, qkv: [Slice<Cuda>; 3], out: &SliceMut<Cuda>) -> Result<()> {
+    #[rustfmt::skip]
+    let strides = [
+        p.head_dim, p.q_row_stride, p.q_head_stride, p.k_row_stride, p.k_head_stride, p.v_row_stride, p.v_head_stride,
+    ];
+    require_vectors(op, &qkv.map(|s| address(&s)), &strides)?;
+    // Outputs are written in pairs of columns.
+    let pairs = (p.out_row_stride | p.out_head_stride).is_multiple_of(2)
+        && address_mut(out).is_multiple_of(2 * out.dtype.bytes(1) as u64);
+    if !pairs {
+        let got = format!("{} and {}", p.out_row_stride, p.out_head_stride);
+        return Err(Error::Shape { op, what: "out strides", expected: "even, at an even element".into(), got });
+    }
+    // The masks are finite numbers far below every score: that needs a scale that keeps their order.
+    if p.scale > 0.0 {
+        return Ok(());
+    }
+    Err(Error::Shape { op, what: "scale", expected: "above zero".into(), got: p.scale.to_string() })
+}
+
+pub(super) fn decode_attention(
+    b: &Cuda,
+    p: &AttentionParams,
+    [q, k, v]: [Slice<Cuda>; 3],
+    out: SliceMut<Cuda>,
+) -> Result<()> {
+    check("decode_attention", p, [q, k, v], &out)?;
+    let rows = p.n_heads / p.n_kv_heads * p.q_len;
+    let rows_at_once = rows.next_power_of_two().min(8);
+    let chunks = rows.div_ceil(rows_at_once);
+    // Four blocks a multiprocessor, none of fewer than 256 keys: the partial results are read once more.
+    let splits = (4 * b.limits.processors / (p.n_kv_heads * chunks)).clamp(1, p.kv_len.div_ceil(256));
+    let split_keys = p.kv_len.div_ceil(splits);
+    let splits = p.kv_len.div_ceil(split_keys);
+    let all_rows = (p.n_kv_heads * rows) as usize;
+    let partial_o = b.alloc_buffer(all_rows * splits as usize * p.head_dim as usize * 4)?;
+    let partial = b.alloc_buffer(all_rows * splits as usize * 8)?;
+    let (partial_o, partial) = (partial_o.address(), partial.address());
+    let (q, k, v) = (address(&q), address(&k), address(&v));
+    let kernel = kernels::DECODE_ATTENTION.with(&[
+        ("HEAD_DIM", &p.head_dim),
+        ("BF16", &b.bf16()),
+        ("OUT", &b.c_type(out.dtype)),
+        ("ROWS", &rows_at_once),
+    ]);
+    let launch = Launch::new([splits, p.n_kv_heads, chunks], 128);
+    let args = [arg(p), arg(&split_keys), arg(&q), arg(&k), arg(&v), arg(&partial_o), arg(&partial)];
+    b.launch(&kernel, "decode_attention", launch, &args)?;
+    let out = address_mut(&out);
+    let args = [arg(p), arg(&splits), arg(&partial_o), arg(&partial), arg(&out)];
+    b.launch(&kernel, "decode_combine", Launch::new([all_rows as u32, 1, 1], 128), &args)
+}

@@ -1,0 +1,132 @@
+//! Scores, choices and the index: what runs before attention, with no read-back.
+
+use super::device::{Launch, arg};
+use super::elementwise::require_vectors;
+use super::{Cuda, address, address_mut, kernels};
+use crate::Result;
+use crate::backend::params::*;
+use crate::backend::{IndexChoice, IndexSlicesMut, Slice, SliceMut};
+
+/// Keys of one block of the score kernels: 16 tiles, so that the load of Q (one tile) is a few percent.
+const SPLIT_KEYS: u32 = 1024;
+/// Scores of one block of the top-k kernels (`PART` in select_top_k.cu).
+const TOP_K_PART: u32 = 8192;
+/// Row blocks of one block of the range kernels (`ROWS` in build_index.cu).
+const INDEX_ROWS: u32 = 128;
+
+pub(super) fn score_last_queries(
+    b: &Cuda,
+    p: &ScoreLastQueriesParams,
+    plan: Slice<Cuda>,
+    [q, k]: [Slice<Cuda>; 2],
+    scores: [SliceMut<Cuda>; 2],
+) -> Result<()> {
+    let (plan, q, k) = (address(&plan), address(&q), address(&k));
+    let [columns, offsets] = scores.map(|s| address_mut(&s));
+    let strides = [p.head_dim, p.q_row_stride, p.q_head_stride, p.k_row_stride, p.k_head_stride];
+    require_vectors("score_last_queries", &[q, k], &strides)?;
+    let kernel = kernels::SCORE_LAST_QUERIES.with(&[("BF16", &b.bf16()), ("HEAD_DIM", &p.head_dim)]);
+    let (split_keys, splits) = (SPLIT_KEYS, p.kv_len.div_ceil(SPLIT_KEYS));
+    let partial = b.alloc_buffer(p.n_heads as usize * splits as usize * 64 * 8)?;
+    let stats = b.alloc_buffer(p.n_heads as usize * 64 * 8)?;
+    let (partial, stats) = (&partial.address(), &stats.address());
+    let tiles = Launch::new([splits, p.n_heads, 1], 128)
+        .shared(kernels::shared_memory::score_last_queries(p.head_dim as usize));
+    let merge = Launch::new([p.n_heads, 1, 1], 512);
+    let (plan, q, k, columns, offsets) = (&plan, &q, &k, &columns, &offsets);
+    let stats_args = [arg(p), arg(&split_keys), arg(plan), arg(q), arg(k), arg(partial), arg(offsets)];
+    b.launch(&kernel, "last_query_stats", tiles, &stats_args)?;
+    b.launch(&kernel, "last_query_merge", merge, &[arg(plan), arg(&splits), arg(partial), arg(stats)])?;
+    let score_args = [arg(p), arg(&split_keys), arg(plan), arg(q), arg(k), arg(stats), arg(columns), arg(offsets)];
+    b.launch(&kernel, "last_query_scores", tiles, &score_args)
+}
+
+pub(super) fn select_top_k(
+    b: &Cuda,
+    p: &SelectTopKParams,
+    scores: Slice<Cuda>,
+    counts: Slice<Cuda>,
+    indices: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::SELECT_TOP_K.with(&[("BF16", &b.bf16())]);
+    let (scores, counts, indices) = (address(&scores), address(&counts), address_mut(&indices));
+    let parts = p.len.div_ceil(TOP_K_PART);
+    let bins = b.alloc_buffer(p.rows as usize * 3 * 2048 * 4)?;
+    b.device.zero(&bins)?;
+    let taken = b.alloc_buffer(p.rows as usize * parts as usize * 8)?;
+    let (bins, taken) = (&bins.address(), &taken.address());
+    let launch = Launch::new([parts, p.rows, 1], 256);
+    for round in 0..3u32 {
+        let args = [arg(p), arg(&round), arg(&scores), arg(&counts), arg(bins)];
+        b.launch(&kernel, "top_k_histogram", launch, &args)?;
+    }
+    b.launch(&kernel, "top_k_count", launch, &[arg(p), arg(&scores), arg(&counts), arg(bins), arg(taken)])?;
+    let args = [arg(p), arg(&scores), arg(&counts), arg(bins), arg(taken), arg(&indices)];
+    b.launch(&kernel, "top_k_write", launch, &args)
+}
+
+pub(super) fn pool_blocks(b: &Cuda, p: &PoolBlocksParams, x: Slice<Cuda>, out: SliceMut<Cuda>) -> Result<()> {
+    let kernel = kernels::POOL_BLOCKS.with(&[("BF16", &b.bf16())]);
+    let (x, out) = (address(&x), address_mut(&out));
+    require_vectors("pool_blocks", &[x], &[p.head_dim, p.row_stride, p.head_stride])?;
+    b.launch(&kernel, "pool_blocks", Launch::new([p.blocks, p.n_heads, 1], 128), &[arg(p), arg(&x), arg(&out)])
+}
+
+pub(super) fn score_blocks(
+    b: &Cuda,
+    p: &ScoreBlocksParams,
+    plan: Slice<Cuda>,
+    pooled: [Slice<Cuda>; 2],
+    scores: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::SCORE_BLOCKS.with(&[("BF16", &b.bf16())]);
+    let (plan, [q, k], scores) = (address(&plan), pooled.map(|s| address(&s)), address_mut(&scores));
+    let launch = Launch::new([p.key_blocks.div_ceil(64), p.band_len.div_ceil(64), p.n_heads], 256);
+    b.launch(&kernel, "score_blocks", launch, &[arg(p), arg(&plan), arg(&q), arg(&k), arg(&scores)])
+}
+
+pub(super) fn select_blocks(
+    b: &Cuda,
+    p: &ScoreBlocksParams,
+    plan: Slice<Cuda>,
+    scores: Slice<Cuda>,
+    block_mask: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::SELECT_BLOCKS.with(&[("BF16", &b.bf16())]);
+    let (plan, scores, mask) = (address(&plan), address(&scores), address_mut(&block_mask));
+    let launch = Launch::new([p.band_len, p.n_heads, 1], 256);
+    b.launch(&kernel, "select_blocks", launch, &[arg(p), arg(&plan), arg(&scores), arg(&mask)])
+}
+
+pub(super) fn build_index(
+    b: &Cuda,
+    p: &BuildIndexParams,
+    choice: IndexChoice<Cuda>,
+    out: IndexSlicesMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::BUILD_INDEX.with(&[("BF16", &b.bf16())]);
+    let [plan, columns, offsets, offset_count, block_mask] =
+        &[choice.plan, choice.columns, choice.offsets, choice.offset_count, choice.block_mask].map(|s| address(&s));
+    let [row_ranges, ranges, keep, window, pairs] =
+        &[out.row_ranges, out.ranges, out.keep, out.window, out.pairs].map(|s| address_mut(&s));
+    let parts = p.row_blocks.div_ceil(INDEX_ROWS);
+    let n_totals = parts * p.n_heads;
+    let totals = b.alloc_buffer(n_totals as usize * 4)?;
+    let totals = &totals.address();
+    let rows = Launch::new([parts, p.n_heads, 1], INDEX_ROWS);
+    #[rustfmt::skip]
+    let args = [
+        arg(p), arg(plan), arg(offsets), arg(offset_count), arg(block_mask), arg(row_ranges), arg(totals),
+    ];
+    b.launch(&kernel, "count_ranges", rows, &args)?;
+    b.launch(&kernel, "scan_totals", Launch::new([1, 1, 1], 1024), &[arg(totals), arg(&n_totals)])?;
+    #[rustfmt::skip]
+    let args = [
+        arg(p), arg(plan), arg(offsets), arg(offset_count), arg(block_mask), arg(totals), arg(row_ranges), arg(ranges),
+        arg(window),
+    ];
+    b.launch(&kernel, "fill_ranges", rows, &args)?;
+    let warps = Launch::new([p.row_blocks.div_ceil(4), p.n_heads, 1], 128);
+    let args = [arg(p), arg(plan), arg(columns), arg(row_ranges), arg(ranges), arg(keep), arg(pairs)];
+    b.launch(&kernel, "keep_columns", warps, &args)
+}
