@@ -276,6 +276,7 @@ fn describe(context: &CudaContext) -> Result<(DeviceInfo, Limits, String)> {
         api: "cuda".into(),
         name,
         memory_bytes: context.total_mem().map_err(told)? as u64,
+        max_binding_bytes: 0,
         is_cpu: false,
         subgroup: 32,
         f16: true,
