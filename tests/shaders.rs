@@ -26,6 +26,8 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "rope" => (RopeParams::FIELDS, &[]),
         "silu_mul" => (SiluMulParams::FIELDS, &[]),
         "attention" => (AttentionBand::FIELDS, &[]),
+        "decode_attention" => (DecodeBand::FIELDS, &[]),
+        "decode_attention_merge" => (DecodeMerge::FIELDS, &[]),
         "build_index_keep" | "build_index_place" | "build_index_rows" => (BuildIndexParams::FIELDS, &[]),
         "pool_blocks" => (PoolBlocksParams::FIELDS, &[]),
         "score_blocks" | "select_blocks" => (ScoreBlocksParams::FIELDS, &[]),

@@ -164,6 +164,33 @@ fn last_query_scores<B: Backend>(b: &B, case: &Case) -> (Vec<f32>, Vec<f32>) {
 }
 
 #[test]
+fn decoding_matches_the_cpu() {
+    let cpu = Cpu::new();
+    fn run<B: Backend>(b: &B, case: &Case, out: DType) -> Vec<f32> {
+        let s = &case.shape;
+        let [q, k, v] = case.on(b);
+        let mut out = Tensor::alloc(b, out, [s.q_len, s.n_heads * s.head_dim]).unwrap();
+        ops::decode_attention(b, s, q.view(), k.view(), v.view(), out.view_mut()).unwrap();
+        out.to_f32(b).unwrap()
+    }
+    for b in devices(Options::default()) {
+        let tolerance = if b.activation() == DType::F16 { 1e-3 } else { 1e-5 };
+        for (heads, kv_heads, head_dim, q_len, q_start) in
+            [(4, 4, 64, 1, 0), (6, 2, 128, 1, 3000), (7, 1, 96, 3, 700), (4, 1, 256, 8, 250), (2, 1, 40, 1, 40000)]
+        {
+            let case = Case::new(heads, kv_heads, head_dim, q_len, q_start, 11);
+            let want = run(&cpu, &case, DType::F32);
+            for out in [DType::F32, b.activation()] {
+                let error = relative_l2(&run(&b, &case, out), &want);
+                let what = format!("{} {heads}/{kv_heads} x {head_dim}, {q_len} from {q_start}", b.info().tier);
+                println!("{what} {out}: {error:.1e}");
+                assert!(error < tolerance, "{what} {out}: relative L2 {error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn estimates_match_the_cpu() {
     let cpu = Cpu::new();
     for b in devices(Options::default()) {

@@ -88,4 +88,52 @@ params! {
         /// Spans of keys.
         spans: u32,
     }
+
+    /// The splits of `decode_attention`, for some KV heads.
+    DecodeBand {
+        /// KV heads of this dispatch.
+        kv_heads: u32,
+        /// Query heads of each.
+        group_size: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Queries.
+        q_len: u32,
+        /// Key position of the first query.
+        q_start: u32,
+        /// Splits of the keys.
+        splits: u32,
+        /// Keys of a split.
+        split_keys: u32,
+        /// Softmax scale.
+        scale: f32,
+        /// Distance between queries.
+        q_row_stride: u32,
+        /// Distance between query heads.
+        q_head_stride: u32,
+        /// Distance between keys.
+        k_row_stride: u32,
+        /// Distance between KV heads of `k`.
+        k_head_stride: u32,
+        /// Distance between values.
+        v_row_stride: u32,
+        /// Distance between KV heads of `v`.
+        v_head_stride: u32,
+    }
+
+    /// The merge of `decode_attention`.
+    DecodeMerge {
+        /// Query heads of this dispatch.
+        heads: u32,
+        /// Queries.
+        q_len: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Splits of the keys.
+        splits: u32,
+        /// Distance between rows of `out`.
+        out_row_stride: u32,
+        /// Distance between heads of `out`.
+        out_head_stride: u32,
+    }
 }

@@ -19,9 +19,10 @@ macro_rules! sources {
 
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
-    "add" "append_kv" "attention" "build_index_keep" "build_index_place" "build_index_rows" "cast" "embed" "matmul"
-    "matvec" "pool_blocks" "rms_norm" "rope" "score_blocks" "score_last_queries_merge" "score_last_queries_rows"
-    "score_last_queries_sums" "select_blocks" "select_top_k" "silu_mul");
+    "add" "append_kv" "attention" "build_index_keep" "build_index_place" "build_index_rows" "cast" "decode_attention"
+    "decode_attention_merge" "embed" "matmul" "matvec" "pool_blocks" "rms_norm" "rope" "score_blocks"
+    "score_last_queries_merge" "score_last_queries_rows" "score_last_queries_sums" "select_blocks" "select_top_k"
+    "silu_mul");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":

@@ -20,6 +20,7 @@ mod buffer;
 mod build_index;
 mod cast;
 mod context;
+mod decode_attention;
 mod embed;
 pub mod launch;
 pub mod link;
@@ -155,6 +156,7 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     blocks::specialisations(traits, &mut list);
     build_index::specialisations(traits, &mut list);
     cast::specialisations(traits, &mut list);
+    decode_attention::specialisations(traits, &mut list);
     embed::specialisations(traits, &mut list);
     matmul::specialisations(traits, &mut list);
     rms_norm::specialisations(traits, &mut list);
@@ -380,12 +382,12 @@ impl Backend for Wgpu {
 
     fn decode_attention(
         &self,
-        _: &AttentionParams,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: Slice<Self>,
-        _: SliceMut<Self>,
+        p: &AttentionParams,
+        q: Slice<Self>,
+        k: Slice<Self>,
+        v: Slice<Self>,
+        out: SliceMut<Self>,
     ) -> Result<()> {
-        self.pending("decode_attention")
+        decode_attention::decode_attention(self, p, [q, k, v], out)
     }
 }
