@@ -34,7 +34,8 @@ for_each_backend!(embed, |b| {
             let (table, values) = weight(b, dtype, [vocab, hidden], 1);
             let mut out = poison(b, DType::F32, [ids.len(), hidden]);
             ops::embed(b, u32s(b, [ids.len()], &ids).view(), table.view(), out.view_mut()).unwrap();
-            let want: Vec<f32> = ids.iter().flat_map(|&id| &values[id as usize * hidden..][..hidden]).copied().collect();
+            let want: Vec<f32> =
+                ids.iter().flat_map(|&id| &values[id as usize * hidden..][..hidden]).copied().collect();
             assert_eq!(out.to_f32(b).unwrap(), want, "{dtype}");
         }
     }
