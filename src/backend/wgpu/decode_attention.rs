@@ -155,7 +155,10 @@ mod tests {
                 let tile = Tile::choose(traits, head_dim);
                 let bytes = tile.bytes(if traits.f16() { 2 } else { 4 }, head_dim);
                 assert!(bytes <= traits.workgroup_bytes, "{name}, head dim {head_dim}: {tile:?} takes {bytes}");
-                assert!(tile.span % tile.tile == 0 && 128 % tile.tile == 0, "{name}, head dim {head_dim}: {tile:?}");
+                assert!(
+                    tile.span.is_multiple_of(tile.tile) && 128u32.is_multiple_of(tile.tile),
+                    "{name}, head dim {head_dim}: {tile:?}"
+                );
             }
         }
     }

@@ -217,10 +217,6 @@ impl Wgpu {
     pub fn traits(&self) -> &Traits {
         &self.context.traits
     }
-
-    fn pending(&self, op: &str) -> Result<()> {
-        Err(Error::Unsupported(format!("{op} on wgpu")))
-    }
 }
 
 impl Backend for Wgpu {
