@@ -6,6 +6,7 @@
 pub mod attend;
 pub mod attention;
 pub mod backend;
+pub mod chat;
 mod dtype;
 #[cfg(feature = "cli")]
 pub mod embedded;
