@@ -18,6 +18,7 @@ pub use decoder::{AttentionCall, Chunk, Decoder, Watch, Workspace};
 pub use kv_cache::{KvCache, KvPlace};
 
 use crate::backend::Backend;
+use crate::tokenizer::Tokenizer;
 use crate::weights::{Bytes, TensorInfo, WeightFile};
 use crate::{DType, Error, Result};
 use family::Names;
@@ -58,6 +59,8 @@ pub struct Model {
     /// Ids that end an answer, from every file that states some.
     pub eos: Vec<u32>,
     names: &'static Names,
+    /// The tokenizer, or why there is none: a prompt of token ids needs none.
+    tokenizer: Result<Tokenizer, String>,
 }
 
 impl Model {
@@ -71,7 +74,9 @@ impl Model {
             return match file.gguf() {
                 Some(metadata) => {
                     let config = gguf::read(&file, metadata)?;
-                    Ok(Self::new(name, config, Weights::File(file), &family::GGUF_NAMES))
+                    let tokenizer = Tokenizer::from_gguf(metadata);
+                    let model = Self::new(name, config, Weights::File(file), &family::GGUF_NAMES);
+                    Ok(model.with_tokenizer(tokenizer))
                 }
                 None if path.is_dir() => Err(Error::file(config_path, "not there, and no .gguf file beside it")),
                 None => Err(Error::file(path, "expected a .gguf file or the directory of a checkpoint")),
@@ -84,10 +89,11 @@ impl Model {
         if generation.is_file() {
             model.add_eos(&config::eos_of(&generation, &read_text(&generation)?)?);
         }
-        Ok(model)
+        Ok(model.with_tokenizer(Tokenizer::from_dir(path)))
     }
 
-    /// A checkpoint in memory: the text of its `config.json` and the bytes of its `.safetensors` file.
+    /// A checkpoint in memory: the text of its `config.json` and the bytes of its `.safetensors` file. It has no tokenizer
+    /// until [`Model::with_tokenizer`].
     pub fn from_parts(name: &str, config_json: &str, weights: impl Into<Bytes>) -> Result<Self> {
         let config = DecoderConfig::from_json(&PathBuf::from(format!("{name}/config.json")), config_json)?;
         let weights = WeightFile::from_bytes(format!("{name}/model.safetensors"), weights)?;
@@ -102,7 +108,25 @@ impl Model {
     }
 
     fn new(name: String, config: DecoderConfig, weights: Weights, names: &'static Names) -> Self {
-        Self { name, eos: config.eos.clone(), config, weights, names }
+        let tokenizer = Err(format!("{name}: no tokenizer was given"));
+        Self { name, eos: config.eos.clone(), config, weights, names, tokenizer }
+    }
+
+    /// With this tokenizer, or the reason why there is none, and with the end tokens that it knows.
+    pub fn with_tokenizer(mut self, tokenizer: Result<Tokenizer>) -> Self {
+        if let Ok(tokenizer) = &tokenizer {
+            self.add_eos(tokenizer.eos());
+        }
+        self.tokenizer = tokenizer.map_err(|e| e.to_string());
+        self
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the reason why there is none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().map_err(Error::invalid)
     }
 
     /// What its tensors are called.
