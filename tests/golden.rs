@@ -32,9 +32,9 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-for_each_backend!(conversions, only cpu, |b| { conversion_cases(b) });
-for_each_backend!(attention, only cpu, |b| { attention_cases(b) });
-for_each_backend!(attention_through_attend, only cpu, |b| { attend_cases(b) });
+for_each_backend!(conversions, |b| { conversion_cases(b) });
+for_each_backend!(attention, |b| { attention_cases(b) });
+for_each_backend!(attention_through_attend, |b| { attend_cases(b) });
 
 /// Every file of cases: the committed part, and where the full set lies, all of it. Both are counted, so that nothing is
 /// left out in silence.

@@ -128,7 +128,7 @@ impl<B: Backend> Call<B> {
     }
 }
 
-for_each_backend!(attention, only cpu, |b| {
+for_each_backend!(attention, |b| {
     for (case, lengths) in LENGTHS.iter().enumerate() {
         let &(q_len, kv_len, q_start, ..) = lengths;
         let layout = [Layout::HeadMajor, Layout::Engine][case % 2];
@@ -139,7 +139,7 @@ for_each_backend!(attention, only cpu, |b| {
     }
 });
 
-for_each_backend!(attention_dense, only cpu, |b| {
+for_each_backend!(attention_dense, |b| {
     for (case, lengths) in LENGTHS.iter().enumerate() {
         let &(q_len, kv_len, q_start, heads, ..) = lengths;
         let layout = [Layout::Engine, Layout::HeadMajor][case % 2];
@@ -150,7 +150,7 @@ for_each_backend!(attention_dense, only cpu, |b| {
     }
 });
 
-for_each_backend!(attention_of_any_index, only cpu, |b| {
+for_each_backend!(attention_of_any_index, |b| {
     // Written by hand: unaligned ranges of any length, one past the keys, a row block with columns only in effect (its
     // range lies in the future), and one with nothing at all.
     let lengths = (200, 230, 30, 1, 1, 64);
@@ -185,7 +185,7 @@ for_each_backend!(attention_of_any_index, only cpu, |b| {
     call.check(b, &index, &[mask], "by hand");
 });
 
-for_each_backend!(attention_with_large_scores, only cpu, |b| {
+for_each_backend!(attention_with_large_scores, |b| {
     // Real heads reach 140,000 before scaling; f16 scores would overflow.
     let lengths = (65, 65, 0, 1, 1, 64);
     let mut call = Call::new(b, lengths, Layout::HeadMajor, 300);
@@ -202,7 +202,7 @@ for_each_backend!(attention_with_large_scores, only cpu, |b| {
     assert!(error < 1e-2, "largest error {error}");
 });
 
-for_each_backend!(decode_attention, only cpu, |b| {
+for_each_backend!(decode_attention, |b| {
     let cases: [Lengths; 6] = [
         (1, 1, 0, 2, 1, 64),
         (1, 65, 64, 7, 1, 128),

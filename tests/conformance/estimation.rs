@@ -15,7 +15,7 @@ fn plan_of<B: Backend>(b: &B, kinds: &[HeadPlan]) -> Tensor<B> {
     u32s(b, [kinds.len(), 4], bytemuck::cast_slice(kinds))
 }
 
-for_each_backend!(score_last_queries, only cpu, |b| {
+for_each_backend!(score_last_queries, |b| {
     for (case, lengths) in LENGTHS.iter().chain(&[(300, 5000, 4700, 3, 1, 64)]).enumerate() {
         let &(_, kv_len, q_start, heads, _, d) = lengths;
         let call = Call::new(b, *lengths, [Layout::HeadMajor, Layout::Engine][case % 2], case as u64 + 500);
@@ -45,7 +45,7 @@ for_each_backend!(score_last_queries, only cpu, |b| {
     }
 });
 
-for_each_backend!(select_top_k, only cpu, |b| {
+for_each_backend!(select_top_k, |b| {
     let mut rng = Rng(8);
     for (len, capacity) in [(1, 1), (33, 40), (65, 65), (1000, 300), (70_000, 2000)] {
         let smooth = rng.normals(len);
@@ -74,7 +74,7 @@ for_each_backend!(select_top_k, only cpu, |b| {
     }
 });
 
-for_each_backend!(pool_blocks, only cpu, |b| {
+for_each_backend!(pool_blocks, |b| {
     for (case, lengths) in LENGTHS.iter().enumerate() {
         let call = Call::new(b, *lengths, [Layout::Engine, Layout::HeadMajor][case % 2], case as u64 + 600);
         let s = &call.shape;
@@ -90,7 +90,7 @@ for_each_backend!(pool_blocks, only cpu, |b| {
     }
 });
 
-for_each_backend!(score_and_select_blocks, only cpu, |b| {
+for_each_backend!(score_and_select_blocks, |b| {
     let mut rng = Rng(9);
     // (q_len, kv_len, q_start, heads, kv heads, dim, top_k)
     for (q_len, kv_len, q_start, heads, kv, d, top_k) in [

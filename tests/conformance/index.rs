@@ -150,7 +150,7 @@ fn masks_of<B: Backend>(b: &B, index: &SparseIndex<B>) -> (Vec<Vec<bool>>, Vec<b
     (masks, dense)
 }
 
-for_each_backend!(build_index, only cpu, |b| {
+for_each_backend!(build_index, |b| {
     for (case, lengths) in LENGTHS.iter().enumerate() {
         let &(q_len, kv_len, q_start, heads, ..) = lengths;
         // All kinds at every length, whatever the number of heads.
@@ -165,7 +165,7 @@ for_each_backend!(build_index, only cpu, |b| {
     }
 });
 
-for_each_backend!(build_index_without_offset_0, only cpu, |b| {
+for_each_backend!(build_index_without_offset_0, |b| {
     // Far offsets only: columns between them and the queries; and a first row block without any offset.
     let lengths = (200, 330, 130, 2, 1, 8);
     let columns = vec![0, 3, 100, 140, 180, 190, 250, 300];
@@ -183,7 +183,7 @@ for_each_backend!(build_index_without_offset_0, only cpu, |b| {
     assert!(masks[0] == Sets::Dense.mask(64, 64, 0), "no offset reaches: the row block's own keys");
 });
 
-for_each_backend!(build_index_over_budget, only cpu, |b| {
+for_each_backend!(build_index_over_budget, |b| {
     let lengths = (300, 428, 128, 6, 1, 8);
     let sets = mixed_sets(&lengths, &mut Rng(3));
     for budget in [0, 7, 40] {
