@@ -155,8 +155,7 @@ for_each_backend!(attention_of_any_index, |b| {
     // range lies in the future), and one with nothing at all.
     let lengths = (200, 230, 30, 1, 1, 64);
     let call = Call::new(b, lengths, Layout::Engine, 200);
-    let layout =
-        IndexLayout { n_heads: 1, q_len: 200, kv_len: 230, q_start: 30, column_tiles: 2, range_budget: 16 };
+    let layout = IndexLayout { n_heads: 1, q_len: 200, kv_len: 230, q_start: 30, column_tiles: 2, range_budget: 16 };
     let mut index = SparseIndex::alloc(b, layout).unwrap();
     let mut columns = vec![u32::MAX; 128];
     columns[..70].iter_mut().zip(0..).for_each(|(column, i)| *column = 2 * i);

@@ -25,7 +25,8 @@ for_each_backend!(score_last_queries, |b| {
         let [columns, offsets] = &mut scores;
         let (q, k) = (call.q.view(), call.k.view());
         let plan_table = plan_of(b, &plan);
-        ops::score_last_queries(b, &call.shape, plan_table.view(), q, k, columns.view_mut(), offsets.view_mut()).unwrap();
+        ops::score_last_queries(b, &call.shape, plan_table.view(), q, k, columns.view_mut(), offsets.view_mut())
+            .unwrap();
         let [columns, offsets] = scores.map(|t| t.to_f32(b).unwrap());
         for (h, plan) in plan.iter().enumerate() {
             let (q, k, _) = call.head(h);
@@ -57,7 +58,9 @@ for_each_backend!(select_top_k, |b| {
         let close: Vec<f32> = (0..len).map(|_| 1.0 + rng.below(50) as f32 * f32::EPSILON).collect();
         let rows = [smooth, ties, wild, close, vec![f32::NAN; len], vec![7.0; len]];
         let most = len.min(capacity);
-        for (forced, count) in [(0, most), (0, 1), (0, most.div_ceil(2)), (30, most), (30, most.min(35)), (100, most.min(50))] {
+        for (forced, count) in
+            [(0, most), (0, 1), (0, most.div_ceil(2)), (30, most), (30, most.min(35)), (100, most.min(50))]
+        {
             let mut counts = vec![count as u32; rows.len()];
             counts[5] = 0;
             let mut indices = u32s(b, [rows.len(), capacity], &vec![7; rows.len() * capacity]);
