@@ -7,6 +7,8 @@ pub mod attend;
 pub mod attention;
 pub mod backend;
 pub mod chat;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod dtype;
 #[cfg(feature = "cli")]
 pub mod embedded;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `minference` program. Everything is in [`minference::cli`].
+
+fn main() -> std::process::ExitCode {
+    minference::cli::main()
+}

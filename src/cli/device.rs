@@ -1,0 +1,136 @@
+//! `--device`: which backend, which of its devices. [`with_device`] is the program's one match over backends.
+
+use super::console::Console;
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, DeviceInfo};
+use crate::{Error, Result};
+use std::str::FromStr;
+
+/// What `--device` asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// CUDA if built and present, else the best wgpu adapter that is not this machine's CPU, else the CPU backend.
+    #[default]
+    Auto,
+    /// This machine's CPU.
+    Cpu,
+    /// A wgpu adapter by number, or the best one.
+    Wgpu(Option<usize>),
+    /// A CUDA device by number, or the first.
+    Cuda(Option<usize>),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (name, number) = match text.split_once(':') {
+            None => (text, None),
+            Some((name, number)) => (name, Some(number.parse().map_err(|_| expected(text))?)),
+        };
+        match (name, number) {
+            ("auto", None) => Ok(Self::Auto),
+            ("cpu", None) => Ok(Self::Cpu),
+            ("wgpu", number) => Ok(Self::Wgpu(number)),
+            ("cuda", number) => Ok(Self::Cuda(number)),
+            _ => Err(expected(text)),
+        }
+    }
+}
+
+fn expected(found: &str) -> String {
+    format!("expected auto, cpu, wgpu, wgpu:N, cuda or cuda:N, found {found:?}")
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct DeviceArgs {
+    /// auto, cpu, wgpu[:N] or cuda[:N] (`minference devices` lists them).
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+    /// Forces a wgpu kernel tier: auto, plain, subgroup, coop8 or coop16.
+    #[cfg(feature = "wgpu")]
+    #[arg(long, default_value = "auto", value_name = "TIER")]
+    pub tier: crate::backend::wgpu::Tier,
+}
+
+/// Work that any backend can do: a closure cannot be generic, so a trait with one method.
+pub trait DeviceTask {
+    /// What comes out.
+    type Output;
+    /// The work.
+    fn run<B: Backend>(self, backend: B) -> Result<Self::Output>;
+}
+
+/// Every device of this machine, the CPU first.
+pub fn devices() -> Vec<DeviceInfo> {
+    let mut all = vec![Cpu::new().info().clone()];
+    #[cfg(feature = "wgpu")]
+    all.extend(crate::backend::wgpu::devices());
+    #[cfg(feature = "cuda")]
+    all.extend(crate::backend::cuda::devices());
+    all
+}
+
+/// Opens the device asked for and does the work on it; says on stderr which one it is.
+pub fn with_device<T: DeviceTask>(args: &DeviceArgs, console: &Console, task: T) -> Result<T::Output> {
+    match resolve(args.device) {
+        DeviceChoice::Auto | DeviceChoice::Cpu => announced(Cpu::new(), console, task),
+        #[cfg(feature = "wgpu")]
+        DeviceChoice::Wgpu(number) => {
+            use crate::backend::wgpu::{Options, Wgpu};
+            announced(Wgpu::new(number, Options { tier: args.tier, ..Options::default() })?, console, task)
+        }
+        #[cfg(not(feature = "wgpu"))]
+        DeviceChoice::Wgpu(_) => Err(not_in_build("wgpu")),
+        #[cfg(feature = "cuda")]
+        DeviceChoice::Cuda(number) => announced(crate::backend::cuda::Cuda::new(number.unwrap_or(0))?, console, task),
+        #[cfg(not(feature = "cuda"))]
+        DeviceChoice::Cuda(_) => Err(not_in_build("cuda")),
+    }
+}
+
+fn announced<B: Backend, T: DeviceTask>(backend: B, console: &Console, task: T) -> Result<T::Output> {
+    let info = backend.info();
+    console.note(&format!("device: {} {} ({}, {})", info.id, info.name, info.api, info.tier));
+    task.run(backend)
+}
+
+/// `auto` as one of the others. A software adapter (lavapipe, WARP) is this machine's CPU by a longer way: 10 to 50
+/// times slower than the CPU backend, so only a real GPU is preferred to it.
+fn resolve(choice: DeviceChoice) -> DeviceChoice {
+    if choice != DeviceChoice::Auto {
+        return choice;
+    }
+    let all = devices();
+    let best = |backend: &str| all.iter().filter(|d| d.backend == backend && !d.is_cpu).count() > 0;
+    if best("cuda") {
+        DeviceChoice::Cuda(None)
+    } else if best("wgpu") {
+        DeviceChoice::Wgpu(None)
+    } else {
+        DeviceChoice::Cpu
+    }
+}
+
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+fn not_in_build(backend: &str) -> Error {
+    Error::Unavailable(format!("device {backend}: this program was built without it: add `--features {backend}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_parse_and_others_are_refused() {
+        assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
+        assert_eq!("wgpu".parse(), Ok(DeviceChoice::Wgpu(None)));
+        assert_eq!("wgpu:2".parse(), Ok(DeviceChoice::Wgpu(Some(2))));
+        assert_eq!("cuda:0".parse(), Ok(DeviceChoice::Cuda(Some(0))));
+        for wrong in ["", "gpu", "cpu:1", "wgpu:", "wgpu:-1", "cuda:x", "auto:0"] {
+            let error = wrong.parse::<DeviceChoice>().unwrap_err();
+            assert!(error.ends_with(&format!("found {wrong:?}")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The `minference` program: arguments in, an exit status out.
+//!
+//! Results go to stdout, progress and notes to stderr. Exit status: 0 done, 1 failed, 2 bad usage or bad input, 130
+//! stopped by Ctrl-C. The backend is picked in one place, [`device::with_device`].
+
+mod attend;
+pub mod console;
+pub mod device;
+mod devices;
+mod doctor;
+pub mod mode;
+mod patterns;
+
+use crate::{Error, Result};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Parser, Subcommand};
+use console::Console;
+use std::process::ExitCode;
+
+/// Sparse pre-fill for long prompts (MInference 1.0) on any GPU, and on the CPU.
+#[derive(Debug, Parser)]
+#[command(
+    name = "minference",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  minference run --model needle --prompt-file question.txt --attention vertical_slash:1000:6096
+  minference devices
+  minference attend --input qkv.safetensors --pattern block_sparse:16 --compare dense
+
+Exit status: 0 done, 1 failed, 2 bad usage or bad input, 130 stopped by Ctrl-C."
+)]
+struct Cli {
+    #[command(flatten)]
+    console: Console,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Lists the devices that can run here.
+    #[command(after_help = "Example:\n  minference devices --json")]
+    Devices,
+    /// Checks drivers and libraries, and computes a little on each device and compares it with the CPU.
+    #[command(after_help = "Example:\n  minference doctor")]
+    Doctor,
+    /// One attention layer on q, k and v from a file.
+    #[command(after_help = attend::EXAMPLES)]
+    Attend(Box<attend::AttendArgs>),
+    /// Files of head patterns.
+    #[command(after_help = patterns::EXAMPLES)]
+    Patterns(patterns::PatternsArgs),
+}
+
+/// Flags and commands of the documented interface that do not exist yet: refused by name, so that nobody takes them for
+/// a spelling mistake.
+const NOT_BUILT: &[&str] = &[
+    "search",
+    "eval",
+    "bench",
+    "plot",
+    "--kv",
+    "--kv-type",
+    "--kv-out",
+    "--kv-in",
+    "--question",
+    "--report",
+    "--verify",
+    "--skip-softmax",
+    "--min-budget",
+    "--max-budget",
+    "--random-weights",
+    "--weight-type",
+];
+
+/// Parses the command line, runs the command, and reports its error on one line of stderr.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    console::catch_interrupts();
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(&e),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<()> {
+    let console = cli.console;
+    match cli.command {
+        Command::Devices => devices::devices(&console),
+        Command::Doctor => doctor::doctor(&console),
+        Command::Attend(args) => attend::attend(&args, &console),
+        Command::Patterns(args) => patterns::patterns(&args, &console),
+    }
+}
+
+/// One line on stderr and the status.
+pub fn fail(error: &Error) -> ExitCode {
+    eprintln!("error: {}", error.to_string().replace('\n', " "));
+    ExitCode::from(match error {
+        Error::Interrupted => 130,
+        e => e.exit_code() as u8,
+    })
+}
+
+/// Help and version as clap writes them; anything else on one line, as all our errors are.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // A closed stdout is no failure of ours.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(2);
+    }
+    let named = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand].iter().find_map(|&kind| error.get(kind));
+    if let (ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand, Some(ContextValue::String(name))) =
+        (error.kind(), named)
+        && let Some(name) = NOT_BUILT.iter().find(|&&n| n == name)
+    {
+        eprintln!("error: {name}: not built yet");
+        return ExitCode::from(2);
+    }
+    let text = error.render().to_string();
+    let first = text.split("\n\n").next().unwrap_or(&text);
+    eprintln!("{} (see --help)", first.split_whitespace().collect::<Vec<_>>().join(" "));
+    ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,52 @@
+//! `--attention` and `--pattern` as an [`AttentionMode`].
+
+use crate::pattern::{AttentionMode, OfficialFile, PatternConfig};
+use crate::{Error, Result};
+use std::path::Path;
+
+/// The model that `config` without a file is looked up for: name, layers, heads.
+pub type ModelSize<'a> = (&'a str, usize, usize);
+
+/// Reads one PATTERN for all heads, `config` with `--patterns FILE`, or `config:FILE`. `config` alone takes the official
+/// file of the model, where there is a model and a file for it.
+pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<ModelSize>) -> Result<AttentionMode> {
+    let file = match text.strip_prefix("config:") {
+        Some(path) => Some(Path::new(path)),
+        None if text == "config" => patterns,
+        None if patterns.is_some() => {
+            return Err(Error::invalid(format!("--patterns goes with `config`, found the pattern {text:?}")));
+        }
+        None if text == "auto" => {
+            return Err(Error::Unsupported("pattern \"auto\" is not built yet: name a pattern, or `config`".into()));
+        }
+        None => return Ok(AttentionMode::Uniform(text.parse()?)),
+    };
+    match (file, model) {
+        (Some(file), _) => Ok(AttentionMode::Config(PatternConfig::read(file)?)),
+        (None, Some((name, layers, heads))) => {
+            Ok(AttentionMode::Config(OfficialFile::find(name, layers, heads)?.config()?))
+        }
+        (None, None) => Err(Error::invalid("pattern `config` needs --patterns FILE (or write config:FILE)")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_and_files_are_told_apart() {
+        assert_eq!(attention_mode("block_sparse:3", None, None).unwrap().name(), "block_sparse:3");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.json");
+        std::fs::write(&path, r#"[{"0": ["stream_llm", 100, 200, 1]}]"#).unwrap();
+        let by_flag = attention_mode("config", Some(&path), None).unwrap();
+        let in_place = attention_mode(&format!("config:{}", path.display()), None, None).unwrap();
+        assert_eq!(by_flag, in_place);
+        let error = |text, file| attention_mode(text, file, None).unwrap_err().to_string();
+        assert!(error("auto", None).contains("not built yet"));
+        assert!(error("dense", Some(path.as_path())).contains("\"dense\""));
+        assert!(error("config", None).contains("--patterns"));
+        assert!(attention_mode("config", None, Some(("no such model", 3, 4))).is_err());
+    }
+}
