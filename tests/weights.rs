@@ -422,7 +422,7 @@ fn touch(file: &WeightFile) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
     /// Whatever is done to a file, opening and reading it ends in values or in an error.
     #[test]

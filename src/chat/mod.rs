@@ -65,6 +65,16 @@ impl ChatTemplate {
         Self::named(path, BTreeMap::from([("default".into(), source.into())]), bos_token, eos_token)
     }
 
+    /// The template of a model: of a `.gguf` file, or of a directory, whose own files go before that of a `.gguf` file in
+    /// it. `None` where there is none.
+    pub fn open(path: &Path) -> Result<Option<Self>> {
+        let before = ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"];
+        match crate::tokenizer::gguf_of(path, &before)? {
+            Some(file) => file.gguf().map_or(Ok(None), Self::from_gguf),
+            None => Self::from_dir(path),
+        }
+    }
+
     /// The template of a Hugging Face directory: `chat_template.jinja`, or else `chat_template` in
     /// `tokenizer_config.json` (a text, or a list of named ones) or in `chat_template.json`. `None` where there is none.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>> {

@@ -11,7 +11,7 @@ mod tiktoken;
 
 pub use stream::TokenStream;
 
-use crate::weights::Gguf;
+use crate::weights::{Gguf, WeightFile};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
@@ -35,6 +35,18 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// The tokenizer of a model: of a `.gguf` file, or of a directory, whose `tokenizer.json` or `tokenizer.model` goes
+    /// before that of a `.gguf` file in it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_dir`] and [`Tokenizer::from_gguf`].
+    pub fn open(path: &Path) -> Result<Self> {
+        match gguf_of(path, &["tokenizer.json", "tokenizer.model"])? {
+            Some(file) => Self::from_gguf(file.gguf().ok_or_else(|| Error::file(path, "expected a .gguf file"))?),
+            None => Self::from_dir(path),
+        }
+    }
+
     /// The tokenizer of a Hugging Face directory: `tokenizer.json`, or else `tokenizer.model`, with what
     /// `tokenizer_config.json`, `generation_config.json` and `config.json` say about the begin and end tokens.
     ///
@@ -197,6 +209,11 @@ impl Tokenizer {
         self.bos
     }
 
+    /// Whether a token is a mark (`<|im_end|>`) rather than text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+    }
+
     /// The tokens that end an answer.
     pub fn eos(&self) -> &[u32] {
         &self.eos
@@ -280,6 +297,18 @@ fn assemble(
     inner.with_decoder(decoder.transpose().map_err(|e| bad(&e))?);
     inner.add_tokens(added).map_err(|e| bad(&e))?;
     Ok(inner)
+}
+
+/// The GGUF file that `path` is or, as long as none of `before` lies there, holds.
+pub(crate) fn gguf_of(path: &Path, before: &[&str]) -> Result<Option<WeightFile>> {
+    if path.is_dir() {
+        let is_gguf = |path: std::path::PathBuf| path.extension().is_some_and(|e| e == "gguf");
+        let mut entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+        if before.iter().any(|name| path.join(name).exists()) || !entries.any(|e| e.is_ok_and(|e| is_gguf(e.path()))) {
+            return Ok(None);
+        }
+    }
+    WeightFile::open(path).map(Some)
 }
 
 /// Refuses a vocabulary in which two ids have one text: encoding would depend on which is found first.

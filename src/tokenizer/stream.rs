@@ -2,7 +2,7 @@
 
 use super::Tokenizer;
 
-/// Most tokens of an unfinished character: UTF-8 has at most four bytes a character.
+/// Fewest tokens behind a character's first byte that can be sure to hold the rest of it: UTF-8 has at most four bytes.
 const MAX_PENDING: usize = 4;
 
 /// Turns tokens into text as they are generated, and never shows half a character.
@@ -42,29 +42,36 @@ impl<'a> TokenStream<'a> {
 
     /// Takes the next token; gives text when there are whole characters of it.
     pub fn push(&mut self, id: u32) -> Option<String> {
+        if self.skip_special && self.tokenizer.is_special(id) {
+            return None;
+        }
         self.ids.push(id);
-        self.advance(self.ids.len() - self.given >= MAX_PENDING)
+        let whole = (self.given + 1..=self.ids.len()).rev().find(|&end| !self.text(end).ends_with('\u{fffd}'));
+        // With four tokens pending the first of them cannot be the start of a character: its bytes are no text.
+        let stuck = self.ids.len() - self.given >= MAX_PENDING;
+        self.give(whole.or(stuck.then_some(self.given + 1))?)
     }
 
     /// What is still held back, incomplete characters as U+FFFD.
     pub fn finish(mut self) -> Option<String> {
-        self.advance(true)
+        self.give(self.ids.len())
     }
 
-    /// The text behind what was given; held back while it ends inside a character, unless `force`.
-    fn advance(&mut self, force: bool) -> Option<String> {
-        let before = self.decode(&self.ids[..self.given]);
-        let whole = self.decode(&self.ids);
-        let new = whole.get(before.len()..).filter(|new| !new.is_empty())?;
-        if new.ends_with('\u{fffd}') && !force {
+    /// The text of the tokens up to `end` that was not given yet.
+    fn give(&mut self, end: usize) -> Option<String> {
+        let (before, text) = (self.text(self.given), self.text(end));
+        let same: usize = before.chars().zip(text.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        let new = text[same..].to_owned();
+        // Tokens without text of their own are kept: a decoder that drops the first space must still see it.
+        if new.is_empty() {
             return None;
         }
         self.ids.drain(..self.given);
-        self.given = self.ids.len();
-        Some(new.to_owned())
+        self.given = end - self.given;
+        Some(new)
     }
 
-    fn decode(&self, ids: &[u32]) -> String {
-        self.tokenizer.decode_with(ids, self.skip_special)
+    fn text(&self, end: usize) -> String {
+        self.tokenizer.decode_with(&self.ids[..end], self.skip_special)
     }
 }
