@@ -33,7 +33,7 @@ fn cases() -> Vec<(usize, [HeadPattern; HEADS])> {
     }
 }
 
-for_each_backend!(long_inputs, only cpu, |b| {
+for_each_backend!(long_inputs, |b| {
     for (n, patterns) in cases() {
         // One KV head for three query heads; rounded, so that every backend computes on what f64 is given.
         let mut heads = common::heads(HEADS, 1, n, D, 17);

@@ -239,7 +239,7 @@ fn bad_prompts_are_refused_by_value() {
     let long = vec![5; 1_048_577];
     assert_eq!(refused(&long, &DENSE), "1048577 tokens: needle is made for at most 1048576");
     let mut patterns = minference::pattern::PatternConfig::new(5);
-    patterns.set(4, 3, HeadPattern::Dense, minference::pattern::Score::Float(1.0));
+    patterns.set(4, 3, HeadPattern::Dense, minference::pattern::Score::Float(1.0)).unwrap();
     let text = refused(&[5], &AttentionMode::Config(patterns));
     assert!(text.contains('5') && text.contains('4'), "{text}");
     assert!(engine.decode(5).unwrap_err().to_string().contains("no prompt"));

@@ -129,7 +129,7 @@ fn rows_close<B: Backend>(b: &B, what: &str, got: &[f32], want: &[f32]) {
     common::assert_close(what, common::roundoff(b.activation()), got, &want);
 }
 
-for_each_backend!(an_index_with_everything_equals_dense, only cpu, |b| {
+for_each_backend!(an_index_with_everything_equals_dense, |b| {
     let mut rng = Rng(1);
     for (case, (n, q_len, heads, kv_heads, d)) in
         [(64, 64, 2, 1, 64), (200, 200, 2, 2, 32), (333, 100, 4, 2, 128), (150, 1, 1, 1, 96)].into_iter().enumerate()
@@ -147,14 +147,15 @@ for_each_backend!(an_index_with_everything_equals_dense, only cpu, |b| {
     }
 });
 
-for_each_backend!(adding_a_block_never_lowers_recall, only cpu, |b| {
+for_each_backend!(adding_a_block_never_lowers_recall, |b| {
     let mut rng = Rng(2);
     let (n, heads) = (320, 2);
     let layer = Layer::new(b, &common::heads(heads, 1, n, 64, 7), n);
     let (_, dense) = layer.attend(b, &layer.estimate(b, &vec![HeadPattern::Dense; heads]));
     // Blocks of each row, beginning with the diagonal one; then one more at a time until all are there.
     let blocks = n.div_ceil(BLOCK);
-    let mut chosen: Vec<Vec<bool>> = (0..heads * blocks).map(|row| (0..blocks).map(|c| c == row % blocks).collect()).collect();
+    let mut chosen: Vec<Vec<bool>> =
+        (0..heads * blocks).map(|row| (0..blocks).map(|c| c == row % blocks).collect()).collect();
     let (mut before, mut steps) = (vec![0f64; heads], 0);
     loop {
         let mut host = HostIndex::empty(heads, n, n, 0);
@@ -185,7 +186,7 @@ for_each_backend!(adding_a_block_never_lowers_recall, only cpu, |b| {
     assert!(before.iter().all(|r| (r - 1.).abs() < 1e-4), "{before:?}");
 });
 
-for_each_backend!(estimated_rows_are_sound, only cpu, |b| {
+for_each_backend!(estimated_rows_are_sound, |b| {
     let mut rng = Rng(3);
     for case in 0..12 {
         let n = 1 + rng.below(if case < 4 { 130 } else { 700 });
@@ -212,7 +213,7 @@ for_each_backend!(estimated_rows_are_sound, only cpu, |b| {
     }
 });
 
-for_each_backend!(indices_survive_upload_and_download, only cpu, |b| {
+for_each_backend!(indices_survive_upload_and_download, |b| {
     let mut rng = Rng(4);
     for case in 0..8 {
         let (heads, q_len, q_start) = (1 + rng.below(3), 1 + rng.below(400), rng.below(300) * (case % 2));
@@ -223,15 +224,21 @@ for_each_backend!(indices_survive_upload_and_download, only cpu, |b| {
     }
 });
 
-for_each_backend!(given_sets_follow_the_official_rule, only cpu, |b| {
+for_each_backend!(given_sets_follow_the_official_rule, |b| {
     let mut rng = Rng(5);
     for case in 0..12 {
         let q_len = 1 + rng.below(500);
         let q_start = if case % 2 == 0 { 0 } else { rng.below(500) };
         let n = q_start + q_len;
         let heads = 1 + rng.below(3);
-        let shape = AttentionShape { q_len, kv_len: n, q_start, ..Layer::new(b, &common::heads(heads, 1, 1, 8, 0), 1).shape };
-        let columns: Vec<Vec<u32>> = (0..heads).map(|_| { let c = rng.below(n + 1); rng.choose(n, c) }).collect();
+        let shape =
+            AttentionShape { q_len, kv_len: n, q_start, ..Layer::new(b, &common::heads(heads, 1, 1, 8, 0), 1).shape };
+        let columns: Vec<Vec<u32>> = (0..heads)
+            .map(|_| {
+                let c = rng.below(n + 1);
+                rng.choose(n, c)
+            })
+            .collect();
         let offsets: Vec<Vec<u32>> = (0..heads)
             .map(|_| {
                 let count = 1 + rng.below(n.div_ceil(1 + 20 * (case as usize % 4)));
@@ -250,15 +257,20 @@ for_each_backend!(given_sets_follow_the_official_rule, only cpu, |b| {
                 let row = host.row(head, block);
                 let (want_blocks, want_columns) =
                     naive::convert(&columns[head], &offsets[head], q_start + (block + 1) * BLOCK, n);
-                let blocks: Vec<usize> = row.ranges.iter().flat_map(|r| (r[0] as usize..r[1] as usize).step_by(BLOCK)).collect();
+                let blocks: Vec<usize> =
+                    row.ranges.iter().flat_map(|r| (r[0] as usize..r[1] as usize).step_by(BLOCK)).collect();
                 let columns: Vec<usize> = row.columns.iter().map(|&c| c as usize).collect();
-                assert_eq!((blocks, columns), (want_blocks, want_columns), "case {case}, head {head}, row block {block}");
+                assert_eq!(
+                    (blocks, columns),
+                    (want_blocks, want_columns),
+                    "case {case}, head {head}, row block {block}"
+                );
             }
         }
     }
 });
 
-for_each_backend!(chunks_do_not_change_a_static_pattern, only cpu, |b| {
+for_each_backend!(chunks_do_not_change_a_static_pattern, |b| {
     let (n, heads, d) = (500, 3, 64);
     let drawn = common::heads(heads, 1, n, d, 11);
     let patterns = [
@@ -286,7 +298,7 @@ for_each_backend!(chunks_do_not_change_a_static_pattern, only cpu, |b| {
     }
 });
 
-for_each_backend!(head_groups_equal_the_whole_layer, only cpu, |b| {
+for_each_backend!(head_groups_equal_the_whole_layer, |b| {
     // Token-major rows of q, k and v heads together, as a model's projection leaves them.
     let (n, heads, kv_heads, d) = (300, 6, 2, 32);
     let drawn = common::heads(heads, kv_heads, n, d, 13);
@@ -309,7 +321,8 @@ for_each_backend!(head_groups_equal_the_whole_layer, only cpu, |b| {
         out_stride: [heads * d, d],
         ..Layer::new(b, &drawn, n).shape
     };
-    let patterns = ["vertical_slash:40:120", "dense", "block_sparse:2", "a_shape:8:70", "vertical_slash:60:100", "block_sparse:3"];
+    let patterns =
+        ["vertical_slash:40:120", "dense", "block_sparse:2", "a_shape:8:70", "vertical_slash:60:100", "block_sparse:3"];
     let patterns = patterns.map(|p| p.parse().unwrap());
 
     let mut whole = Tensor::alloc(b, DType::F32, [n, heads * d]).unwrap();
@@ -329,7 +342,8 @@ for_each_backend!(head_groups_equal_the_whole_layer, only cpu, |b| {
             assert_eq!(counted, pairs[head], "head {head}");
         }
         let lse = grouped_lse.view_mut().rows(heads);
-        ops::attention(b, &group.shape, group.q(q), group.k(k), group.v(v), &index, group.out(&mut out), Some(lse)).unwrap();
+        ops::attention(b, &group.shape, group.q(q), group.k(k), group.v(v), &index, group.out(&mut out), Some(lse))
+            .unwrap();
     }
     assert!(grouped.to_f32(b).unwrap() == whole.to_f32(b).unwrap(), "output");
     assert!(grouped_lse.to_f32(b).unwrap() == whole_lse.to_f32(b).unwrap(), "log-sum-exp");
