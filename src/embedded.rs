@@ -3,13 +3,23 @@
 //! `--model needle` and `examples/needle` use it, so that both work offline. How it was made and what it can do is in
 //! `examples/needle/model/README.md`.
 
-/// `config.json`.
-pub const CONFIG: &str = include_str!("../examples/needle/model/config.json");
-/// `model.safetensors`, f16, 7.6 MB.
-pub const WEIGHTS: &[u8] = include_bytes!("../examples/needle/model/model.safetensors");
-/// `tokenizer.json`: byte-level BPE, 4096 tokens, every digit its own.
-pub const TOKENIZER: &str = include_str!("../examples/needle/model/tokenizer.json");
-/// `tokenizer_config.json`.
-pub const TOKENIZER_CONFIG: &str = include_str!("../examples/needle/model/tokenizer_config.json");
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::model::Model;
+use crate::tokenizer::Tokenizer;
+use std::path::Path;
+
 /// *Northanger Abbey*, one paragraph a line. The model never saw it in training.
 pub const NOVEL: &str = include_str!("../examples/needle/northanger_abbey.txt");
+
+/// f16, 7.6 MB.
+const WEIGHTS: &[u8] = include_bytes!("../examples/needle/model/model.safetensors");
+const CONFIG: &str = include_str!("../examples/needle/model/config.json");
+const TOKENIZER: &[u8] = include_bytes!("../examples/needle/model/tokenizer.json");
+const TOKENIZER_CONFIG: &[u8] = include_bytes!("../examples/needle/model/tokenizer_config.json");
+
+/// The model and its tokenizer; it has no chat template.
+pub fn needle() -> Result<Checkpoint> {
+    let tokenizer = Tokenizer::from_bytes(Path::new("needle/tokenizer.json"), TOKENIZER, Some(TOKENIZER_CONFIG))?;
+    Ok(Checkpoint { model: Model::from_parts("needle", CONFIG, WEIGHTS)?, tokenizer, chat: None })
+}

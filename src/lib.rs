@@ -7,6 +7,7 @@ pub mod attend;
 pub mod attention;
 pub mod backend;
 pub mod chat;
+pub mod checkpoint;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod dtype;

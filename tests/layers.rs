@@ -21,6 +21,7 @@ const ORDER: &[&[&str]] = &[
     &["attend"],
     &["attend"],
     &["model"],
+    &["checkpoint"],
     &["embedded"],
     &["engine"],
     &["search", "eval"],

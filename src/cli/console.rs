@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 /// Flags that every command takes.
@@ -82,26 +83,26 @@ impl Console {
 const BAR: &str = "{msg:<28} [{bar:30}] {percent:>3}%  {elapsed} elapsed, {eta} left";
 
 /// Set by Ctrl-C; long work looks at it between steps.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPT: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Makes Ctrl-C ask for an orderly end, and a second one end at once.
 pub fn catch_interrupts() {
     // Fails only where a handler exists already (a program that embeds this one): then that one decides.
     let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+        if INTERRUPT.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
     });
 }
 
-/// The flag that Ctrl-C sets.
-pub fn interrupted() -> &'static AtomicBool {
-    &INTERRUPTED
+/// The flag that Ctrl-C sets, for [`crate::engine::EngineOptions::interrupt`].
+pub fn interrupt() -> Arc<AtomicBool> {
+    INTERRUPT.clone()
 }
 
 /// [`Error::Interrupted`] after Ctrl-C.
 pub fn check_interrupt() -> Result<()> {
-    match INTERRUPTED.load(Ordering::SeqCst) {
+    match INTERRUPT.load(Ordering::SeqCst) {
         true => Err(Error::Interrupted),
         false => Ok(()),
     }

@@ -10,6 +10,7 @@ mod devices;
 mod doctor;
 pub mod mode;
 mod patterns;
+pub mod run;
 
 use crate::{Error, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -46,6 +47,9 @@ enum Command {
     /// Checks drivers and libraries, and computes a little on each device and compares it with the CPU.
     #[command(after_help = "Example:\n  minference doctor")]
     Doctor,
+    /// Pre-fills a prompt and answers it.
+    #[command(after_help = run::EXAMPLES)]
+    Run(Box<run::RunArgs>),
     /// One attention layer on q, k and v from a file.
     #[command(after_help = attend::EXAMPLES)]
     Attend(Box<attend::AttendArgs>),
@@ -61,7 +65,6 @@ const NOT_BUILT: &[&str] = &[
     "eval",
     "bench",
     "plot",
-    "--kv",
     "--kv-type",
     "--kv-out",
     "--kv-in",
@@ -73,6 +76,7 @@ const NOT_BUILT: &[&str] = &[
     "--max-budget",
     "--random-weights",
     "--weight-type",
+    "--dtype",
 ];
 
 /// Parses the command line, runs the command, and reports its error on one line of stderr.
@@ -93,6 +97,7 @@ fn dispatch(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Devices => devices::devices(&console),
         Command::Doctor => doctor::doctor(&console),
+        Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }

@@ -1,0 +1,294 @@
+//! `minference run`: a prompt in, an answer out.
+
+use super::console::{self, Console};
+use super::device::{DeviceArgs, DeviceTask, with_device};
+use super::mode::attention_mode;
+use crate::backend::Backend;
+use crate::backend::traced::{Timing, Traced};
+use crate::checkpoint::Checkpoint;
+use crate::engine::{Engine, EngineOptions, Prefill, StopReason};
+use crate::model::KvPlace;
+use crate::pattern::AttentionMode;
+use crate::sample::{self, Sampler, SamplerOptions};
+use crate::tensor_file::{TensorOut, write_tensors};
+use crate::{Error, Result};
+use clap::Args;
+use serde_json::json;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  minference run --model needle --prompt 'The secret code of Eve is 493821.\\nQuestion: What is the secret code of Eve? Answer: The secret code of Eve is '
+  minference run --model SmolLM2-135M-Instruct --chat --prompt 'Why is the sky blue?'
+  minference run --model model.gguf --chat --prompt-file long.txt --attention vertical_slash:1000:6096 --timings
+  minference run --model DIR --token-ids ids.json --max-new-tokens 0 --logits-out logits.safetensors --json";
+
+/// Arguments of `minference run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// A directory (config.json, *.safetensors, tokenizer.json), a .gguf file, its directory, or `needle`, the embedded model.
+    #[arg(long, value_name = "PATH")]
+    pub model: String,
+    /// The prompt.
+    #[arg(long, value_name = "TEXT", group = "input", required_unless_present_any = ["prompt_file", "token_ids"])]
+    pub prompt: Option<String>,
+    /// The prompt from a UTF-8 file; `-` is standard input.
+    #[arg(long, value_name = "FILE", group = "input")]
+    pub prompt_file: Option<PathBuf>,
+    /// The prompt as a JSON list of token ids.
+    #[arg(long, value_name = "FILE", group = "input", conflicts_with = "chat")]
+    pub token_ids: Option<PathBuf>,
+    /// Puts the prompt into the model's chat template.
+    #[arg(long)]
+    pub chat: bool,
+    /// Tokens to generate; 0 pre-fills only.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_new_tokens: usize,
+    /// One pattern for all heads, `config` with --patterns (without: the official file of this model), or `config:FILE`.
+    #[arg(long, value_name = "PATTERN", default_value = "dense")]
+    pub attention: String,
+    /// An official pattern file, for `--attention config`.
+    #[arg(long, value_name = "FILE")]
+    pub patterns: Option<PathBuf>,
+    /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub chunk: usize,
+    /// Where keys and values stay: device, or none (pre-fill only).
+    #[arg(long, value_name = "PLACE", default_value = "device")]
+    pub kv: KvPlace,
+    /// Replaces the checkpoint's RoPE scaling: none, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR.
+    #[arg(long, value_name = "SCALING")]
+    pub rope_scaling: Option<String>,
+    /// Divides the logits before sampling; 0 is greedy.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Samples from the fewest tokens whose probabilities reach this sum.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Samples from so many of the most probable tokens; 0 is all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Chooses the random numbers of sampling.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Writes `logits` [vocab], f32, of the prompt's last position.
+    #[arg(long, value_name = "FILE")]
+    pub logits_out: Option<PathBuf>,
+    /// Times each operation (waiting for the device after each, so the whole takes longer) and prints the table.
+    #[arg(long)]
+    pub timings: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Opens what `--model` names.
+pub fn open_model(name: &str) -> Result<Checkpoint> {
+    let path = Path::new(name);
+    if name == "needle" && !path.exists() {
+        return crate::embedded::needle();
+    }
+    if !path.exists() {
+        let hub =
+            "; names of the Hugging Face hub are not built yet: download it first (`hf download NAME --local-dir DIR`)";
+        let hint = if name.split('/').count() == 2 { hub } else { "" };
+        return Err(Error::file(path, format!("expected a directory, a .gguf file or `needle`, found nothing{hint}")));
+    }
+    Checkpoint::open(path)
+}
+
+/// Runs the subcommand.
+pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
+    let sampler = Sampler::new(SamplerOptions {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        top_k: args.top_k,
+        seed: args.seed,
+    })?;
+    if args.kv == KvPlace::None && args.max_new_tokens > 1 {
+        let found = args.max_new_tokens;
+        return Err(Error::invalid(format!(
+            "--kv none keeps nothing to decode from: expected --max-new-tokens 0 or 1, found {found}"
+        )));
+    }
+    let mut checkpoint = open_model(&args.model)?;
+    if let Some(scaling) = &args.rope_scaling {
+        checkpoint.model.config.override_rope_scaling(scaling)?;
+    }
+    let config = &checkpoint.model.config;
+    let size = (checkpoint.model.name.as_str(), config.n_layers, config.n_heads);
+    let mode = attention_mode(&args.attention, args.patterns.as_deref(), Some(size))?;
+    mode.check_model(config.n_layers, config.n_heads)?;
+    let ids = prompt_ids(args, &checkpoint)?;
+    console.explain(&format!("{}: {} tokens, attention {}", checkpoint.model.name, ids.len(), mode.name()));
+    with_device(&args.device, console, RunTask { args, console, checkpoint, mode, ids, sampler })
+}
+
+fn prompt_ids(args: &RunArgs, checkpoint: &Checkpoint) -> Result<Vec<u32>> {
+    if let Some(path) = &args.token_ids {
+        return read_ids(path, checkpoint.model.config.vocab);
+    }
+    let (source, text) = match (&args.prompt, &args.prompt_file) {
+        (Some(text), _) => ("--prompt".to_string(), text.clone()),
+        (None, Some(path)) => (path.display().to_string(), read_prompt(path)?),
+        (None, None) => return Err(Error::invalid("expected --prompt, --prompt-file or --token-ids, found none")),
+    };
+    if text.trim().is_empty() {
+        let found = if text.is_empty() { "nothing" } else { "only white space" };
+        return Err(Error::invalid(format!("{source}: the prompt is empty: expected some text, found {found}")));
+    }
+    if args.chat { checkpoint.encode_chat(&text) } else { checkpoint.encode(&text) }
+}
+
+fn read_prompt(path: &Path) -> Result<String> {
+    let bytes = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+        bytes
+    } else {
+        std::fs::read(path).map_err(|e| Error::io(path, e))?
+    };
+    String::from_utf8(bytes).map_err(|e| {
+        Error::file(
+            path,
+            format!("prompt: expected UTF-8 text, found something else at byte {}", e.utf8_error().valid_up_to()),
+        )
+    })
+}
+
+/// A JSON list of ids below the vocabulary's size.
+fn read_ids(path: &Path, vocab: usize) -> Result<Vec<u32>> {
+    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&text)
+        .map_err(|e| Error::file(path, format!("expected a JSON list of token ids: {e}")))?;
+    if list.is_empty() {
+        return Err(Error::file(path, "the prompt is empty: expected at least one token id, found 0"));
+    }
+    let id = |(at, value): (usize, &serde_json::Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < vocab);
+        id.ok_or_else(|| {
+            Error::file(path, format!("token {at}: expected an id from 0 to {}, found {value}", vocab - 1))
+        })
+    };
+    list.iter().enumerate().map(id).collect()
+}
+
+struct RunTask<'a> {
+    args: &'a RunArgs,
+    console: &'a Console,
+    checkpoint: Checkpoint,
+    mode: AttentionMode,
+    ids: Vec<u32>,
+    sampler: Sampler,
+}
+
+impl DeviceTask for RunTask<'_> {
+    type Output = ();
+
+    fn run<B: Backend>(self, backend: B) -> Result<()> {
+        // On the CPU every operation ends before the next begins, so that timing them costs nothing.
+        match self.args.timings || backend.info().backend == "cpu" {
+            true => self.answer(Traced::new(backend), Traced::timings, Traced::report),
+            false => self.answer(backend, |_| Vec::new(), |_| String::new()),
+        }
+    }
+}
+
+/// Operations that decide what to compute; `attention` computes it.
+const ESTIMATION: [&str; 6] =
+    ["score_last_queries", "select_top_k", "pool_blocks", "score_blocks", "select_blocks", "build_index"];
+
+impl RunTask<'_> {
+    fn answer<B: Backend>(
+        mut self,
+        backend: B,
+        timings: impl Fn(&B) -> Vec<Timing>,
+        report: impl Fn(&B) -> String,
+    ) -> Result<()> {
+        let (args, console) = (self.args, self.console);
+        let Checkpoint { model, tokenizer, .. } = self.checkpoint;
+        let options = EngineOptions {
+            chunk: args.chunk,
+            kv: args.kv,
+            answer_room: args.max_new_tokens,
+            interrupt: console::interrupt(),
+            ..EngineOptions::default()
+        };
+        let mut engine = Engine::new(backend, model, options)?;
+        let prefill = prefill(&mut engine, &self.ids, &self.mode, console)?;
+        let stages = timings(engine.backend());
+        if let Some(path) = &args.logits_out {
+            let bytes = bytemuck::cast_slice(&prefill.logits);
+            let shape = vec![prefill.logits.len()];
+            write_tensors(path, &[], &[TensorOut { name: "logits", dtype: safetensors::Dtype::F32, shape, bytes }])?;
+        }
+
+        let mut stream = tokenizer.stream();
+        let answer = engine.generate(&prefill.logits, &mut self.sampler, args.max_new_tokens, &mut |id| {
+            let text = stream.push(id);
+            if !console.json {
+                console.print(&text.unwrap_or_default());
+            }
+        })?;
+        if !console.json && args.max_new_tokens > 0 {
+            console.print(&(stream.finish().unwrap_or_default() + "\n"));
+        }
+
+        let seconds_of = |names: &[&str]| -> Option<f64> {
+            let times = stages.iter().filter(|t| names.contains(&t.name)).map(|t| t.seconds);
+            (!stages.is_empty()).then(|| times.sum())
+        };
+        let info = engine.backend().info();
+        let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+        if console.json {
+            console.print_json(&json!({
+                "model": engine.model().name, "device": info.id, "backend": info.backend,
+                "dtype": engine.backend().activation().to_string(), "attention": self.mode.name(),
+                "prompt_tokens": prefill.tokens, "prefill_s": prefill.seconds,
+                "prefill_tokens_per_s": rate(prefill.tokens, prefill.seconds),
+                "estimate_s": seconds_of(&ESTIMATION), "attention_s": seconds_of(&["attention"]),
+                "decode_s": answer.seconds, "decode_tokens_per_s": rate(answer.steps, answer.seconds),
+                "density": prefill.density,
+                "generated_ids": answer.ids, "generated_text": tokenizer.decode(&answer.ids),
+                "stop": if answer.stop == StopReason::EndOfText { "end_of_text" } else { "length" },
+                "top5": sample::top(&prefill.logits, 5),
+                "peak_device_bytes": engine.backend().memory().peak,
+            }));
+        }
+        console.note(&format!(
+            "prefill: {} tokens in {:.2} s, {:.0} tokens/s, attention {}, density {:.3}",
+            prefill.tokens,
+            prefill.seconds,
+            rate(prefill.tokens, prefill.seconds),
+            self.mode.name(),
+            prefill.density
+        ));
+        if answer.steps > 0 {
+            console.note(&format!(
+                "decode: {} steps in {:.2} s, {:.1} tokens/s",
+                answer.steps,
+                answer.seconds,
+                rate(answer.steps, answer.seconds)
+            ));
+        }
+        if args.timings {
+            console.note(&report(engine.backend()));
+        }
+        Ok(())
+    }
+}
+
+/// Pre-fills with a progress bar.
+pub fn prefill<B: Backend>(
+    engine: &mut Engine<B>,
+    ids: &[u32],
+    mode: &AttentionMode,
+    console: &Console,
+) -> Result<Prefill> {
+    let layers = engine.config().n_layers as u64;
+    let bar = console.bar(ids.len() as u64 * layers, &mode.name());
+    let result = engine.prefill(ids, mode, &mut |p| bar.set_position(p.done));
+    bar.finish_and_clear();
+    result
+}
