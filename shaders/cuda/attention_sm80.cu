@@ -21,7 +21,7 @@ struct AttentionParams {
 #define Q_AT 0
 #define K_AT (ROW_BLOCKS * TILE_BYTES)
 #define V_AT (K_AT + TILE_BYTES)
-#define WALK_AT (V_AT + TILE_BYTES)                     // then a Walk, for which the host adds 256 bytes
+#define WALK_AT (V_AT + TILE_BYTES)                     // then a Walk; SMEM_BYTES comes from the host
 #define MASKED -1e38f                                   // a score that is not there; below every first maximum,
 #define FIRST_MAXIMUM -1e30f                            // and both finite: a row without a key yet gets exp2(-huge) = 0
 
@@ -38,6 +38,8 @@ struct Walk {                                           // in shared memory: onl
     uint2 window;                                       // n_init, n_local
     int column;
 };
+
+static_assert(WALK_AT + sizeof(Walk) <= SMEM_BYTES, "shared memory");
 
 // What a row block carries from tile to tile, and its 16 rows of scores.
 struct Rows {

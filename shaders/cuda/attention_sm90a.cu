@@ -50,7 +50,7 @@ struct AttentionParams {
 #define RANGES_AT (WAITING_AT + 3 * 24)
 #define BARS_AT (RANGES_AT + 2 * 32)
 #define BARS (2 + 4 * STAGES + 2 * PLANS)
-#define SMEM_BYTES (BARS_AT + BARS * 8 + 1024)          // 1024: the base is aligned by hand
+static_assert(BARS_AT + BARS * 8 + 1024 <= SMEM_BYTES, "shared memory");        // 1024: the base is aligned by hand
 
 #define FIRST 1                                         // flags of a pair: the item's first, its last, no more items
 #define LAST 2

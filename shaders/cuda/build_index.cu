@@ -26,7 +26,10 @@ template <class Emit> __device__ __forceinline__ void merge_offsets(const u32* _
         const int half = step / 2;
         if (s(i + half) >= end) { i += half + 1; step -= half + 1; } else step = half;
     }
-    if (i == n) return;                                 // no offset reaches this row
+    if (i == n) {                                       // no offset reaches this row: its own keys stand in
+        emit(end - 64, end);
+        return;
+    }
     int hi = max(end - s(i), 64), lo = hi - 64;
     for (;;) {
         // first offset that ends behind hi: s < end - hi; gallop, then bisect
@@ -57,16 +60,20 @@ template <class Emit> __device__ __forceinline__ void row_of(const BuildIndexPar
                                                              const u32* __restrict__ offset_count, const u32* __restrict__ block_mask, Emit emit) {
     const int begin = p.q_start + 64 * r, end = begin + 64;
     if (plan.x == VERTICAL_SLASH) {
-        merge_offsets(offsets + (u64)head * p.offset_capacity, min(offset_count[head], p.offset_capacity), end, emit);
+        // Blocks that begin past the last key are dropped; a range begins at or before the first query, so it stays.
+        merge_offsets(offsets + (u64)head * p.offset_capacity, min(offset_count[head], p.offset_capacity), end,
+                      [&](int lo, int hi) { emit(lo, min(hi, lo + ((int)p.kv_len - lo + 63) / 64 * 64)); });
     } else if (plan.x == BLOCK_SPARSE) {
         const u32* mask = block_mask + ((u64)head * p.row_blocks + r) * p.block_words;
         int open = -1;                                  // first key block of the open run
+        bool none = true;
         for (u32 w = 0; w < p.block_words; w++) {
             u32 word = mask[w];
             if (open >= 0) word = ~word;                // look for the run's end
             int at = 0;
             while (word >> at) {                        // at < 32 here
                 at += __ffs(word >> at) - 1;
+                none = false;
                 if (open < 0) open = 32 * w + at;
                 else { emit(64 * open, 64 * (int)(32 * w + at)); open = -1; }
                 word = ~word;
@@ -76,6 +83,8 @@ template <class Emit> __device__ __forceinline__ void row_of(const BuildIndexPar
             }
         }
         if (open >= 0) emit(64 * open, 64 * 32 * (int)p.block_words);
+        // Never empty: a mask without a bit means the block of the first query.
+        else if (none) emit(begin / 64 * 64, begin / 64 * 64 + 64);
     } else {
         int lo = 0;
         if (plan.x == A_SHAPE) {
@@ -173,8 +182,9 @@ keep_columns(const BuildIndexParams p, const uint4* __restrict__ plan, const u32
     const int count = own.y, begin = p.q_start + 64 * r, end = p.q_start + min(64 * r + 64, p.q_len);
     const uint4 pattern = plan[head];
 
-    // A column is kept where it lies before the last range and in no range: official columns behind it lie in the future.
-    const u32 limit = pattern.x == VERTICAL_SLASH && count ? a[count - 1].x : 0;
+    // A column is kept where it lies before the last range, before the first query, and in no range. Without offset 0 the
+    // last range may begin past the first query: columns there would need a causal test.
+    const u32 limit = pattern.x == VERTICAL_SLASH && count ? min(a[count - 1].x, (u32)begin) : 0;
     columns += (u64)head * p.column_tiles * 64;
     u32 kept = 0;
     for (u32 t = 0; t < p.column_tiles; t++) {

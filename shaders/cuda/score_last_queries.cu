@@ -17,6 +17,7 @@ struct ScoreLastQueriesParams {
 #define VERTICAL_SLASH 2
 #define PITCH 72                                        // floats a row of the P tile: no bank conflicts on write or diagonal read
 #define P_AT (2 * TILE_BYTES)                           // shared memory: two tiles of K, then P, column halves, diagonals
+static_assert(P_AT + (64 * PITCH + 128 + 64) * 4 <= SMEM_BYTES, "shared memory");
 #define THREADS 128
 #define MASKED -1e38f
 #define FIRST_MAXIMUM -1e30f

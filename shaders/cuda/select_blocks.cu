@@ -19,7 +19,7 @@ select_blocks(const ScoreBlocksParams p, const uint4* __restrict__ plan, const f
     const u32 count = min(plan[head].y, candidates);
     auto sort_key = [&](u32 i) -> u32 {
         if (i == always) return ~0u;
-        const u32 x = __float_as_uint(scores[i]);
+        const u32 x = __float_as_uint(scores[i] + 0.f);     // -0 equals 0
         if ((x & 0x7fffffff) > 0x7f800000) return 0;
         return x & 0x80000000 ? ~x : x | 0x80000000;
     };

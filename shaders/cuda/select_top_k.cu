@@ -15,7 +15,7 @@ struct SelectTopKParams { u32 rows, len, capacity, forced; };
 // Larger is better, as unsigned numbers; NaN is 0.
 __device__ __forceinline__ u32 sort_key(const float* __restrict__ scores, u32 i, u32 forced) {
     if (i < forced) return ~0u;
-    const u32 x = __float_as_uint(scores[i]);
+    const u32 x = __float_as_uint(scores[i] + 0.f);     // -0 equals 0
     if ((x & 0x7fffffff) > 0x7f800000) return 0;
     return x & 0x80000000 ? ~x : x | 0x80000000;
 }

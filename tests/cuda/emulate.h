@@ -124,6 +124,7 @@ static inline unsigned __ballot_sync(unsigned, int p) { return emu::exchange(p, 
 static inline int __any_sync(unsigned m, int p) { return __ballot_sync(m, p) != 0; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline int __ffsll(unsigned long long x) { return __builtin_ffsll(x); }
 static inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
 template <class T, class U> static T atomicAdd(T* p, U v) { T o = *p; *p = o + (T)v; return o; }

@@ -51,8 +51,8 @@ pub(super) fn attention(
     let source = if hopper { &kernels::ATTENTION_SM90A } else { &kernels::ATTENTION_SM80 };
     let mut kernel = source.with(&[("HEAD_DIM", &p.head_dim), ("BF16", &b.bf16()), ("OUT", &b.c_type(out_type))]);
     if !hopper {
-        kernel.defines.push(("ROW_BLOCKS", row_blocks.to_string()));
         let bytes = shared_memory::attention_sm80(p.head_dim as usize, row_blocks as usize);
+        kernel.defines.extend([("ROW_BLOCKS", row_blocks.to_string()), ("SMEM_BYTES", bytes.to_string())]);
         let launch = Launch::new([items, 1, 1], 128).shared(bytes);
         #[rustfmt::skip]
         let args = [
@@ -73,6 +73,7 @@ pub(super) fn attention(
     let gathered = |address| map(address, p.n_heads, gathered_rows.max(1), gathered_rows * p.head_dim, p.head_dim);
     let (k_columns_map, v_columns_map) = (gathered(k_columns)?, gathered(v_columns)?);
     let bytes = shared_memory::attention_sm90a(p.head_dim as usize);
+    kernel.defines.push(("SMEM_BYTES", bytes.to_string()));
     let launch = Launch::new([b.limits.processors.min(items), 1, 1], 384).shared(bytes);
     #[rustfmt::skip]
     let args = [

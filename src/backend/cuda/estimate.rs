@@ -25,13 +25,17 @@ pub(super) fn score_last_queries(
     let [columns, offsets] = scores.map(|s| address_mut(&s));
     let strides = [p.head_dim, p.q_row_stride, p.q_head_stride, p.k_row_stride, p.k_head_stride];
     require_vectors("score_last_queries", &[q, k], &strides)?;
-    let kernel = kernels::SCORE_LAST_QUERIES.with(&[("BF16", &b.bf16()), ("HEAD_DIM", &p.head_dim)]);
+    let bytes = kernels::shared_memory::score_last_queries(p.head_dim as usize);
+    let kernel = kernels::SCORE_LAST_QUERIES.with(&[
+        ("BF16", &b.bf16()),
+        ("HEAD_DIM", &p.head_dim),
+        ("SMEM_BYTES", &bytes),
+    ]);
     let (split_keys, splits) = (SPLIT_KEYS, p.kv_len.div_ceil(SPLIT_KEYS));
     let partial = b.alloc_buffer(p.n_heads as usize * splits as usize * 64 * 8)?;
     let stats = b.alloc_buffer(p.n_heads as usize * 64 * 8)?;
     let (partial, stats) = (&partial.address(), &stats.address());
-    let tiles = Launch::new([splits, p.n_heads, 1], 128)
-        .shared(kernels::shared_memory::score_last_queries(p.head_dim as usize));
+    let tiles = Launch::new([splits, p.n_heads, 1], 128).shared(bytes);
     let merge = Launch::new([p.n_heads, 1, 1], 512);
     let (plan, q, k, columns, offsets) = (&plan, &q, &k, &columns, &offsets);
     let stats_args = [arg(p), arg(&split_keys), arg(plan), arg(q), arg(k), arg(partial), arg(offsets)];

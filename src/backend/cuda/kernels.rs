@@ -104,7 +104,7 @@ impl Source {
 impl Kernel {
     /// The compiler's command line for an architecture.
     pub fn options(&self, arch: &str) -> Vec<String> {
-        let mut options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "--default-device".into()];
+        let mut options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".into(), "-default-device".into()];
         options.extend(self.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
         options
     }
@@ -119,7 +119,8 @@ impl Kernel {
     }
 }
 
-/// Shared memory of the kernels that ask for it at launch, in bytes. The sums are those of the `_AT` macros in the sources.
+/// Shared memory of the kernels that ask for it at launch, in bytes. They get it as `SMEM_BYTES` and assert that their
+/// layout fits.
 pub mod shared_memory {
     /// Bytes of 64 rows in `shared/tile.cu`.
     pub fn tile(head_dim: usize) -> usize {
