@@ -32,13 +32,8 @@ fn case(kernel: Kernel) -> Case {
 
 fn attention_sm80(head_dim: usize, row_blocks: usize, bf16: u32, out: &str) -> Case {
     let bytes = shared_memory::attention_sm80(head_dim, row_blocks);
-    let defines: [(&str, &dyn ToString); 5] = [
-        ("HEAD_DIM", &head_dim),
-        ("BF16", &bf16),
-        ("OUT", &out),
-        ("ROW_BLOCKS", &row_blocks),
-        ("SMEM_BYTES", &bytes),
-    ];
+    let defines: [(&str, &dyn ToString); 5] =
+        [("HEAD_DIM", &head_dim), ("BF16", &bf16), ("OUT", &out), ("ROW_BLOCKS", &row_blocks), ("SMEM_BYTES", &bytes)];
     Case { kernel: kernels::ATTENTION_SM80.with(&defines), shared_bytes: bytes, no_spills: true }
 }
 
@@ -113,8 +108,10 @@ fn every_kernel_compiles_for_every_architecture() {
         println!("not run: {missing}");
         return;
     }
-    let work: Vec<_> =
-        ARCHITECTURES.iter().flat_map(|&(arch, limit)| cases(arch, limit).into_iter().map(move |c| (arch, limit, c))).collect();
+    let work: Vec<_> = ARCHITECTURES
+        .iter()
+        .flat_map(|&(arch, limit)| cases(arch, limit).into_iter().map(move |c| (arch, limit, c)))
+        .collect();
     let failures: Vec<String> = work
         .par_iter()
         .filter_map(|(arch, limit, case)| {

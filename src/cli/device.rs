@@ -1,9 +1,11 @@
 //! `--device`: which backend, which of its devices. [`with_device`] is the program's one match over backends.
 
 use super::console::Console;
+#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
+use crate::Error;
+use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DeviceInfo};
-use crate::{Error, Result};
 use std::str::FromStr;
 
 /// What `--device` asks for.
@@ -84,7 +86,10 @@ pub fn with_device<T: DeviceTask>(args: &DeviceArgs, console: &Console, task: T)
         #[cfg(not(feature = "wgpu"))]
         DeviceChoice::Wgpu(_) => Err(not_in_build("wgpu")),
         #[cfg(feature = "cuda")]
-        DeviceChoice::Cuda(number) => announced(crate::backend::cuda::Cuda::new(number.unwrap_or(0))?, console, task),
+        DeviceChoice::Cuda(number) => {
+            use crate::backend::cuda::{Cuda, CudaOptions};
+            announced(Cuda::new(number.unwrap_or(0), CudaOptions::default())?, console, task)
+        }
         #[cfg(not(feature = "cuda"))]
         DeviceChoice::Cuda(_) => Err(not_in_build("cuda")),
     }

@@ -200,9 +200,13 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 }
 
-/// The type in which a matrix is kept that the backend does not take as it is: f16 where its largest value fits (an f16
-/// has all bits of a bf16 but for values under 6e-5, which round to within 3e-8), else f32.
+/// The type in which a matrix is kept that the backend does not take as it is: bf16 where activations are bf16, else f16
+/// where its largest value fits (an f16 has all bits of a bf16 but for values under 6e-5, which round to within 3e-8),
+/// else f32.
 pub(super) fn stand_in<B: Backend>(backend: &B, largest: f32) -> DType {
+    if backend.activation() == DType::BF16 {
+        return DType::BF16;
+    }
     let fits = largest <= f32::from(half::f16::MAX);
     if fits && backend.accepts_weight(DType::F16) { DType::F16 } else { DType::F32 }
 }

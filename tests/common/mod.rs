@@ -10,7 +10,8 @@ use minference::backend::Backend;
 use minference::backend::cpu::Cpu;
 use std::sync::OnceLock;
 
-/// Stamps a test for each backend: `name::cpu`, `name::wgpu` (the adapter's best tier), `name::wgpu_plain`.
+/// Stamps a test for each backend: `name::cpu`, `name::wgpu` (the adapter's best tier), `name::wgpu_plain`, `name::cuda`
+/// (bf16), `name::cuda_f16`, `name::cuda_sm80` (f16, without the kernels for Hopper).
 ///
 /// `for_each_backend!(rope, |b| { ... })` makes a module `rope` whose tests run the block with `b: &impl Backend`.
 /// `for_each_backend!(rope, only cpu, |b| { ... })` leaves the others out, for what they do not have yet.
@@ -49,6 +50,24 @@ macro_rules! for_each_backend {
             fn wgpu_plain() {
                 $crate::common::wgpu(minference::backend::wgpu::Tier::Plain).map(body);
             }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda() {
+                $crate::common::cuda($crate::common::CudaKind::Bf16).map(body);
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda_f16() {
+                $crate::common::cuda($crate::common::CudaKind::F16).map(body);
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            fn cuda_sm80() {
+                $crate::common::cuda($crate::common::CudaKind::Sm80).map(body);
+            }
         }
     };
 }
@@ -77,6 +96,38 @@ pub fn wgpu(tier: minference::backend::wgpu::Tier) -> Option<&'static minference
         Err(error) => panic!("{error} (MINFERENCE_ALLOW_NO_ADAPTER=1 leaves wgpu out)"),
     };
     device.get_or_init(open).as_ref()
+}
+
+/// How a suite opens the CUDA device.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum CudaKind {
+    /// bf16 activations, the best kernels.
+    Bf16,
+    /// f16 activations, the best kernels.
+    F16,
+    /// f16 activations, mma.sync kernels.
+    Sm80,
+}
+
+/// The first CUDA device. Panics where there is none; `MINFERENCE_ALLOW_NO_CUDA=1` says that this machine has none.
+#[cfg(feature = "cuda")]
+pub fn cuda(kind: CudaKind) -> Option<&'static minference::backend::cuda::Cuda> {
+    use minference::backend::cuda::{AttentionKernel, Cuda, CudaOptions};
+    static OPENED: [OnceLock<Option<Cuda>>; 3] = [const { OnceLock::new() }; 3];
+    let open = || {
+        let activation = if kind == CudaKind::Bf16 { DType::BF16 } else { DType::F16 };
+        let attention = if kind == CudaKind::Sm80 { AttentionKernel::Sm80 } else { AttentionKernel::Auto };
+        match Cuda::new(0, CudaOptions { activation, attention, ..CudaOptions::default() }) {
+            Ok(device) => Some(device),
+            Err(error) if std::env::var_os("MINFERENCE_ALLOW_NO_CUDA").is_some_and(|v| v == "1") => {
+                println!("not run: {error}");
+                None
+            }
+            Err(error) => panic!("{error} (MINFERENCE_ALLOW_NO_CUDA=1 leaves CUDA out)"),
+        }
+    };
+    OPENED[kind as usize].get_or_init(open).as_ref()
 }
 
 /// SplitMix64: a few lines, the same numbers everywhere.

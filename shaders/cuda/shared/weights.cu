@@ -1,5 +1,6 @@
 // Eight consecutive elements of a weight row, in any stored type. WEIGHT is one of the numbers below; `i` is a multiple
-// of eight. Packed types follow the GGUF block layouts bit for bit; their rows begin at multiples of 2 bytes only.
+// of eight. Packed types follow the GGUF block layouts bit for bit; their rows begin at multiples of 2 bytes
+// only. Products and sums round one after the other, as in src/weights/dequant.rs.
 #define W_F32 0
 #define W_F16 1
 #define W_BF16 2
@@ -70,7 +71,7 @@ __device__ __forceinline__ void load8(const u8* row, u32 i, float (&x)[8]) {
 #if WEIGHT == W_Q4_0
         x[j] = scale * ((int)nibble - 8);
 #elif WEIGHT == W_Q4_1
-        x[j] = fmaf(scale, (float)nibble, minimum);
+        x[j] = __fadd_rn(__fmul_rn(scale, (float)nibble), minimum);
 #else
         x[j] = scale * ((int)(nibble | (high >> (at + j) & 1) << 4) - 16);
 #endif
@@ -102,7 +103,7 @@ __device__ __forceinline__ void load8(const u8* row, u32 i, float (&x)[8]) {
 #if WEIGHT == W_Q5_K
         value |= (byte_of(high, j) >> group & 1) << 4;
 #endif
-        x[j] = scale * (float)value - minimum;
+        x[j] = __fadd_rn(__fmul_rn(scale, (float)value), -minimum);
     }
 #elif WEIGHT == W_Q6_K
     // 256 elements: 128 bytes of low nibbles, 64 bytes of high pairs, 16 signed group scales, f16 scale; two halves of 128

@@ -26,11 +26,8 @@ pub(super) fn score_last_queries(
     let strides = [p.head_dim, p.q_row_stride, p.q_head_stride, p.k_row_stride, p.k_head_stride];
     require_vectors("score_last_queries", &[q, k], &strides)?;
     let bytes = kernels::shared_memory::score_last_queries(p.head_dim as usize);
-    let kernel = kernels::SCORE_LAST_QUERIES.with(&[
-        ("BF16", &b.bf16()),
-        ("HEAD_DIM", &p.head_dim),
-        ("SMEM_BYTES", &bytes),
-    ]);
+    let kernel =
+        kernels::SCORE_LAST_QUERIES.with(&[("BF16", &b.bf16()), ("HEAD_DIM", &p.head_dim), ("SMEM_BYTES", &bytes)]);
     let (split_keys, splits) = (SPLIT_KEYS, p.kv_len.div_ceil(SPLIT_KEYS));
     let partial = b.alloc_buffer(p.n_heads as usize * splits as usize * 64 * 8)?;
     let stats = b.alloc_buffer(p.n_heads as usize * 64 * 8)?;

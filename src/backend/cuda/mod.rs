@@ -41,6 +41,12 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+/// The CUDA devices here; none where the driver is missing. Loads no more than the driver.
+pub fn devices() -> Vec<DeviceInfo> {
+    let describe = |ordinal| Some(describe(&*CudaContext::new(ordinal).ok()?).ok()?.0);
+    (0..Cuda::count().unwrap_or(0)).filter_map(describe).collect()
+}
+
 /// How to open a device.
 #[derive(Clone, Debug)]
 pub struct CudaOptions {
@@ -110,16 +116,6 @@ impl Cuda {
             Ok(_) => Err(Error::Unavailable("CUDA: the driver is here, but no CUDA device".into())),
             Err(e) => Err(Error::Unavailable(format!("CUDA: the driver does not start: {e}"))),
         }
-    }
-
-    /// What the devices here are and can do, without loading more than the driver.
-    pub fn devices() -> Result<Vec<DeviceInfo>> {
-        (0..Self::count()?)
-            .map(|ordinal| {
-                let context = CudaContext::new(ordinal).map_err(|e| driver_error("cuDevicePrimaryCtxRetain", e))?;
-                Ok(describe(&context)?.0)
-            })
-            .collect()
     }
 
     /// Opens device `ordinal` on a stream of its own.
@@ -300,7 +296,8 @@ impl Backend for Cuda {
     }
 
     fn accepts_weight(&self, dtype: DType) -> bool {
-        dtype == self.options.activation || dtype.is_quantized()
+        // The other 16-bit type becomes the activations' at load; f32 stays exact and is rounded on the way to cuBLASLt.
+        dtype == self.options.activation || dtype == DType::F32 || dtype.is_quantized()
     }
 
     fn memory(&self) -> MemoryStats {
