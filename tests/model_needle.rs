@@ -271,7 +271,7 @@ fn too_little_memory_is_told_before_it_starts() {
     println!("{error}");
     let longest = engine(0).plan(65536).longest(0);
     assert!(error.to_string().contains(&format!("{longest} tokens fit")), "{error}");
-    assert!(longest >= 1024 && longest < 65536, "{longest}");
+    assert!((1024..65536).contains(&longest), "{longest}");
     engine(0).prefill(&prompt[..longest], &DENSE, &mut |_| ()).unwrap();
     assert!(engine(0).prefill(&prompt[..longest + 128], &DENSE, &mut |_| ()).is_err());
     // Smaller chunks leave more for keys and values.

@@ -412,3 +412,233 @@ fn scaling_from_json(f: &Fields, s: &Fields, family: &Family) -> Result<RopeScal
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A small valid config of a family with these fields changed; `null` takes a field away.
+    fn with(model_type: &str, changes: Value) -> Result<DecoderConfig> {
+        let mut config = json!({
+            "model_type": model_type, "num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 640, "vocab_size": 1000, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096, "num_layers": 4, "ffn_hidden_size": 640, "padded_vocab_size": 1000,
+            "layernorm_epsilon": 1e-5, "seq_length": 4096, "multi_query_group_num": 2,
+        });
+        let object = config.as_object_mut().unwrap();
+        object.extend(changes.as_object().unwrap().clone());
+        object.retain(|_, v| !v.is_null());
+        DecoderConfig::from_json(Path::new("config.json"), &config.to_string())
+    }
+
+    fn refused(model_type: &str, changes: Value) -> String {
+        let error = with(model_type, changes.clone()).expect_err(&changes.to_string());
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_family() {
+        let llama = with("llama", json!({})).unwrap();
+        assert_eq!((llama.head_dim, llama.rope.rotary_dim, llama.rope.base), (64, 64, 10000.0));
+        assert!(!llama.qkv_bias && !llama.o_bias && !llama.tied && !llama.rope.interleaved);
+        let llama = with("llama", json!({"attention_bias": true, "num_key_value_heads": null})).unwrap();
+        assert!(llama.qkv_bias && llama.o_bias && llama.n_kv_heads == 4);
+        let qwen = with("qwen2", json!({})).unwrap();
+        assert!(qwen.qkv_bias && !qwen.o_bias);
+        let glm = with("glm", json!({"attention_bias": true, "head_dim": 128})).unwrap();
+        assert!(glm.qkv_bias && !glm.o_bias && glm.rope.interleaved);
+        assert_eq!((glm.head_dim, glm.rope.rotary_dim), (128, 64));
+        let chat = with("chatglm", json!({"rope_ratio": 500, "multi_query_attention": false})).unwrap();
+        assert_eq!((chat.n_kv_heads, chat.rope.base, chat.rope.rotary_dim), (4, 5e6, 32));
+    }
+
+    #[test]
+    fn eos_is_one_id_or_a_list() {
+        assert_eq!(with("llama", json!({"eos_token_id": 2})).unwrap().eos, [2]);
+        assert_eq!(with("llama", json!({"eos_token_id": [5, 7]})).unwrap().eos, [5, 7]);
+        assert!(refused("llama", json!({"eos_token_id": "</s>"})).contains("eos_token_id"));
+    }
+
+    #[test]
+    fn every_scaling_is_read_in_both_forms() {
+        let scaling = |value: Value| with("llama", json!({"rope_scaling": value})).unwrap().rope.scaling;
+        assert_eq!(scaling(json!({"type": "linear", "factor": 4.0})), RopeScaling::Linear { factor: 4.0 });
+        let dynamic = RopeScaling::Dynamic { factor: 2.0, original: 4096 };
+        assert_eq!(scaling(json!({"rope_type": "dynamic", "factor": 2.0})), dynamic);
+        assert_eq!(scaling(json!({"rope_type": "default"})), RopeScaling::None);
+        let yarn = scaling(json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}));
+        let attention_factor = 0.1 * 4f64.ln() + 1.0;
+        let want = |attention_factor, truncate| RopeScaling::Yarn {
+            factor: 4.0,
+            original: 2048,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate,
+            attention_factor,
+        };
+        assert_eq!(yarn, want(attention_factor, true));
+        let yarn = |extra: Value| {
+            let mut new = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+                "original_max_position_embeddings": 2048});
+            new.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            let config = with("llama", json!({"rope_parameters": new})).unwrap();
+            assert_eq!(config.rope.base, 1e6);
+            config.rope.scaling
+        };
+        assert_eq!(yarn(json!({"attention_factor": 1.5, "truncate": false})), want(1.5, false));
+        // DeepSeek's form: the quotient of two factors.
+        let quotient = (0.1 * 0.7 * 4f64.ln() + 1.0) / attention_factor;
+        assert_eq!(yarn(json!({"mscale": 0.7, "mscale_all_dim": 1.0})), want(quotient, true));
+        // Both generations of Phi-3: `su` is the older name.
+        for kind in ["su", "longrope"] {
+            let lists = json!({"type": kind, "short_factor": vec![1.0; 32], "long_factor": vec![2.0; 32]});
+            let changes = json!({"rope_scaling": lists, "original_max_position_embeddings": 1024});
+            match with("phi3", changes).unwrap().rope.scaling {
+                RopeScaling::LongRope { original: 1024, attention_factor, .. } => {
+                    assert!((attention_factor - (1.0 + 4f64.ln() / 1024f64.ln()).sqrt()).abs() < 1e-15);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_stretch_widens_the_positions() {
+        let positions = |value: Value| with("qwen2", json!({"rope_scaling": value})).unwrap().max_positions;
+        assert_eq!(positions(Value::Null), 4096);
+        let yarn = |original| json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": original});
+        assert_eq!(positions(yarn(4096)), 16384);
+        assert_eq!(positions(yarn(512)), 4096);
+        assert_eq!(positions(json!({"type": "dynamic", "factor": 2.0})), 8192);
+        let mut config = with("qwen2", json!({})).unwrap();
+        config.override_rope_scaling("yarn:4").unwrap();
+        assert_eq!((config.max_positions, &config.rope.scaling), (16384, &yarn_scaling()));
+        // From the first training's length again, not on top of the last stretch.
+        config.override_rope_scaling("linear:2").unwrap();
+        assert_eq!(config.max_positions, 8192);
+        config.override_rope_scaling("none").unwrap();
+        assert_eq!(config.max_positions, 4096);
+        for bad in ["ntk:2", "yarn:0.5", "yarn:x"] {
+            assert!(config.override_rope_scaling(bad).is_err(), "{bad}");
+        }
+    }
+
+    fn yarn_scaling() -> RopeScaling {
+        yarn(4.0, 4096)
+    }
+
+    /// What the customers' checkpoints carry without using it is accepted, what is in use is refused.
+    #[test]
+    fn sliding_windows() {
+        for inert in [
+            json!({"sliding_window": null}),
+            json!({"sliding_window": 4096}),
+            json!({"sliding_window": 262_144}),
+            json!({"sliding_window": 128, "layer_types": ["full_attention", "full_attention"]}),
+            json!({"sliding_window": 128, "use_sliding_window": false}),
+        ] {
+            assert!(with("mistral", inert.clone()).is_ok(), "{inert}");
+        }
+        assert!(with("qwen2", json!({"sliding_window": 128, "max_window_layers": 2})).is_ok());
+        let all_full = json!({"sliding_window": 128, "use_sliding_window": true, "max_window_layers": 4});
+        assert!(with("qwen2", all_full).is_ok());
+        // Mistral 7B v0.1.
+        assert!(refused("mistral", json!({"sliding_window": 1024})).contains("sliding_window = 1024"));
+        let some = json!({"sliding_window": 128, "use_sliding_window": true, "max_window_layers": 2});
+        assert!(refused("qwen2", some).contains("sliding_window = 128"));
+        let mixed = json!({"sliding_window": 128, "use_sliding_window": true,
+            "layer_types": ["full_attention", "sliding_attention"]});
+        assert!(refused("qwen3", mixed).contains("sliding_window = 128"));
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        for name in ["gemma3", "mixtral", "qwen3_moe", "deepseek_v3"] {
+            let text = refused(name, json!({}));
+            assert!(text.contains(&format!("{name:?}")), "{text}");
+            for family in ["llama", "mistral", "qwen2", "qwen3", "phi3", "glm", "glm4", "chatglm"] {
+                assert!(text.contains(&format!("{family} (")), "{text}");
+            }
+        }
+        for (changes, named) in [
+            (json!({"hidden_act": "gelu"}), "\"gelu\""),
+            (json!({"num_local_experts": 8}), "num_local_experts = 8"),
+            (json!({"rmsnorm": false}), "rmsnorm = false"),
+            (json!({"rope_scaling": {"type": "mrope"}}), "rope_type \"mrope\""),
+        ] {
+            let text = refused("llama", changes);
+            assert!(text.starts_with("not supported: config.json: ") && text.contains(named), "{text}");
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_named_with_both_values() {
+        for (changes, text) in [
+            (json!({"num_hidden_layers": 0}), "num_hidden_layers: expected a whole number from 1 to 4096, found 0"),
+            (json!({"vocab_size": null}), "vocab_size: expected a whole number from 1 to 16777216, found nothing"),
+            (
+                json!({"hidden_size": 1e12}),
+                "hidden_size: expected a whole number from 1 to 1048576, found 1000000000000",
+            ),
+            (json!({"hidden_size": -1}), "hidden_size: expected a whole number of at least 0, found -1"),
+            (
+                json!({"num_attention_heads": "4"}),
+                "num_attention_heads: expected a whole number of at least 0, found \"4\"",
+            ),
+            (
+                json!({"num_key_value_heads": 3}),
+                "num_key_value_heads: expected a divisor of num_attention_heads = 4, found 3",
+            ),
+            (
+                json!({"num_key_value_heads": 0}),
+                "num_key_value_heads: expected a divisor of num_attention_heads = 4, found 0",
+            ),
+            (json!({"head_dim": 33}), "head_dim: expected a multiple of 8, at most 256, found 33"),
+            (json!({"head_dim": 512}), "head_dim: expected a multiple of 8, at most 256, found 512"),
+            (
+                json!({"hidden_size": 255}),
+                "head_dim: expected it, or a multiple of num_attention_heads = 4 in hidden_size, found hidden_size = 255",
+            ),
+            (json!({"rms_norm_eps": 0}), "rms_norm_eps: expected a positive number, found 0"),
+            (json!({"rope_theta": 0.5}), "rope_theta: expected a number above 1, found 0.5"),
+            (
+                json!({"partial_rotary_factor": 0.0}),
+                "partial_rotary_factor: expected a number above 0 and at most 1, found 0",
+            ),
+            (
+                json!({"partial_rotary_factor": 0.01}),
+                "rotated dimensions: expected an even number from 2 to head_dim 64, found 0",
+            ),
+            (
+                json!({"rope_scaling": {"type": "linear"}}),
+                "rope_scaling.factor: expected a positive number, found nothing",
+            ),
+            (
+                json!({"rope_scaling": {"type": "linear", "factor": 0.5}}),
+                "rope_scaling.factor: expected at least 1, found 0.5",
+            ),
+            (json!({"rope_scaling": "linear"}), "rope_scaling: expected an object, found \"linear\""),
+            (json!({"tie_word_embeddings": "no"}), "tie_word_embeddings: expected true or false, found \"no\""),
+        ] {
+            assert_eq!(refused("llama", changes), format!("config.json: {text}"));
+        }
+        let short = json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": vec![1.0; 32]}, "original_max_position_embeddings": 512});
+        let text = refused("phi3", short);
+        assert_eq!(text, "config.json: short_factor: expected 32 factors, one for each pair, found 1");
+        for text in ["", "[1]", "{", "{\"model_type\": 5}"] {
+            assert!(DecoderConfig::from_json(Path::new("config.json"), text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn dual_chunk_attention_is_read() {
+        let dca = json!({"dual_chunk_attention_config": {"chunk_size": 262_144, "local_size": 8192,
+            "original_max_position_embeddings": 262_144}});
+        let config = with("qwen2", dca).unwrap();
+        assert_eq!(config.dual_chunk, Some(DualChunk { chunk: 262_144, local: 8192, original: 262_144 }));
+        let bad = json!({"dual_chunk_attention_config": {"chunk_size": 4096, "local_size": 4096}});
+        assert!(refused("qwen2", bad).contains("dual_chunk_attention_config.local_size"));
+    }
+}

@@ -11,6 +11,7 @@ mod fields;
 mod gguf;
 pub mod kv_cache;
 pub mod load;
+pub mod presets;
 pub mod rope;
 
 pub use config::{DecoderConfig, DualChunk};
