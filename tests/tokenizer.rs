@@ -306,7 +306,7 @@ static TOKENIZERS: LazyLock<[Tokenizer; 3]> =
     LazyLock::new(|| ["byte_bpe", "sp_bpe", "sp_unigram"].map(|name| Tokenizer::from_dir(&data(name)).unwrap()));
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
 
     /// Any ids, sense or not, stream to what they decode to at once. SentencePiece's byte pieces are left out: decoded at
     /// once, a run of them that is no text becomes U+FFFD whole, its text included.
@@ -331,29 +331,49 @@ proptest! {
         prop_assert_eq!(shown, text);
     }
 
-    /// A damaged tokenizer gives an error or a tokenizer, and no panic.
+    /// A damaged tokenizer gives an error or a tokenizer, and no panic. The ends of the files are hit more often: there
+    /// lies the character map of `sp_unigram`.
     #[test]
     fn mutated_files_never_panic(
-        which in 0usize..3,
+        which in 0usize..4,
         cut in any::<prop::sample::Index>(),
-        keep_whole in any::<bool>(),
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        whole in 0..4,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), any::<u8>()), 1..5),
     ) {
-        let name = ["tiktoken/tokenizer.model", "sp_bpe/tokenizer.model", "sp_unigram/tokenizer.model"][which];
-        let mut bytes = std::fs::read(data(name)).unwrap();
-        for (at, byte) in changes {
-            let at = at.index(bytes.len());
+        let name = ["tiktoken", "sp_bpe", "sp_unigram", "byte_bpe"][which];
+        let file = if which < 3 { "tokenizer.model" } else { "tokenizer.json" };
+        let mut bytes = std::fs::read(data(name).join(file)).unwrap();
+        let n = bytes.len();
+        for (at, at_end, byte) in changes {
+            let at = if at_end { n - 2600 + at.index(2600) } else { at.index(n) };
             bytes[at] = byte;
         }
-        if !keep_whole {
-            bytes.truncate(cut.index(bytes.len()));
+        if whole == 0 {
+            bytes.truncate(cut.index(n));
         }
-        let config = std::fs::read(data(name).with_file_name("tokenizer_config.json")).unwrap_or(b"{}".to_vec());
-        let dir = directory(&[("tokenizer.model", &bytes), ("tokenizer_config.json", &config)]);
+        let config = std::fs::read(data(name).join("tokenizer_config.json")).unwrap_or(b"{}".to_vec());
+        let dir = directory(&[(file, &bytes), ("tokenizer_config.json", &config)]);
         if let Ok(tokenizer) = Tokenizer::from_dir(dir.path()) {
-            let _ = tokenizer.encode("Hello, World! 你好", true).map(|ids| tokenizer.decode(&ids));
+            let _ = tokenizer.encode("Hello, World! 你好 \u{fb01}\t\u{ff21}e\u{301}", true).map(|ids| tokenizer.decode(&ids));
         }
     }
+}
+
+/// A character map in a `tokenizer.json` that leads outside itself, which the `tokenizers` crate would follow.
+#[test]
+fn bad_character_maps() {
+    let of = |map: &str| {
+        let normalizer = json!({"type": "Precompiled", "precompiled_charsmap": map});
+        let json = json!({
+            "normalizer": {"type": "Sequence", "normalizers": [normalizer]},
+            "model": {"type": "Unigram", "vocab": [["<unk>", 0.0]], "unk_id": 0},
+        });
+        said(Tokenizer::from_bytes("t.json".as_ref(), &serde_json::to_vec(&json).unwrap(), None))
+    };
+    assert_says(&of("?"), "t.json: precompiled_charsmap: expected base64");
+    assert_says(&of("AAA="), "character map: expected at least 4 bytes, found 2");
+    assert_says(&of("/////w=="), "character map: a trie of 4294967295 bytes, but only 0 follow");
+    assert_says(&of("BAAAAAAAAAA="), "character map: unit 255 of 1");
 }
 
 #[test]

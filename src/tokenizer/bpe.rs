@@ -1,5 +1,6 @@
 //! What byte-pair encodings from different files have in common.
 
+use super::{base64, charsmap};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -102,12 +103,16 @@ fn check_merges<'a>(
     Ok(())
 }
 
-/// Checks the merges of a `tokenizer.json`, and that it is JSON with a model in it.
+/// Checks what `tokenizers` 0.23 takes for granted in a `tokenizer.json`, where it panics otherwise: that all of it is
+/// JSON, its merges, and its character maps.
 pub(super) fn check_json(path: &Path, bytes: &[u8]) -> Result<()> {
     #[derive(Deserialize)]
     struct File<'a> {
         #[serde(borrow)]
         model: Model<'a>,
+        /// The small parts: read whole, so that errors within them come up here.
+        #[serde(flatten)]
+        parts: HashMap<Cow<'a, str>, Value>,
     }
     #[derive(Deserialize)]
     struct Model<'a> {
@@ -137,6 +142,7 @@ pub(super) fn check_json(path: &Path, bytes: &[u8]) -> Result<()> {
         }
     }
     let file: File = serde_json::from_slice(bytes).map_err(|e| Error::file(path, e.to_string()))?;
+    file.parts.get("normalizer").map_or(Ok(()), check_normalizer).map_err(|e| Error::file(path, e))?;
     let Vocab::Ids(ids) = &file.model.vocab else { return Ok(()) };
     let prefix = file.model.continuing_subword_prefix.as_deref().unwrap_or("");
     let merges = file.model.merges.iter().map(|merge| match merge {
@@ -144,4 +150,13 @@ pub(super) fn check_json(path: &Path, bytes: &[u8]) -> Result<()> {
         MergeText::Line(line) => line.split_once(' ').unwrap_or((line, "")),
     });
     check_merges(path, |t| ids.contains_key(t), prefix, merges)
+}
+
+/// Checks a character map, or those in a sequence of normalisers.
+fn check_normalizer(normalizer: &Value) -> Result<(), String> {
+    if let Some(map) = normalizer.get("precompiled_charsmap") {
+        let map = map.as_str().and_then(base64::decode).ok_or("precompiled_charsmap: expected base64")?;
+        charsmap::check(&map)?;
+    }
+    normalizer["normalizers"].as_array().into_iter().flatten().try_for_each(check_normalizer)
 }

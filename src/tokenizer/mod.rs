@@ -3,7 +3,9 @@
 //!
 //! The `tokenizers` crate does the work; the modules beneath translate the other formats into it.
 
+mod base64;
 mod bpe;
+mod charsmap;
 mod gguf;
 mod sentencepiece;
 mod stream;

@@ -3,7 +3,7 @@
 //! Reference: `sentencepiece_model.proto` of SentencePiece 0.2, and `SpmConverter` of transformers for how its rules
 //! are said in the terms of `tokenizers`.
 
-use super::{Added, Config, Tokenizer, assemble, bpe};
+use super::{Added, Config, Tokenizer, assemble, base64, bpe, charsmap};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -79,7 +79,7 @@ impl Pieces {
         let space = SPACE.to_string();
         let mut steps = Vec::new();
         if !self.charsmap.is_empty() {
-            steps.push(json!({"type": "Precompiled", "precompiled_charsmap": encode_base64(&self.charsmap)}));
+            steps.push(json!({"type": "Precompiled", "precompiled_charsmap": base64::encode(&self.charsmap)}));
         }
         if self.remove_extra_whitespaces {
             steps.push(json!({"type": "Strip", "strip_left": true, "strip_right": true}));
@@ -251,6 +251,9 @@ fn parse(bytes: &[u8]) -> Result<Pieces, String> {
     if model.pieces.is_empty() {
         return Err("no pieces in it".into());
     }
+    if !model.charsmap.is_empty() {
+        charsmap::check(&model.charsmap)?;
+    }
     Ok(model)
 }
 
@@ -265,18 +268,4 @@ fn parse_piece(bytes: &[u8]) -> Result<(String, f32, i64), String> {
         }
     }
     Ok(piece)
-}
-
-/// Standard base64 with padding, which is how `tokenizer.json` holds a character map.
-fn encode_base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let bits = chunk.iter().fold(0, |bits, &b| bits << 8 | u32::from(b)) << (8 * (3 - chunk.len()));
-        for i in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * i) & 63) as usize];
-            out.push(if i <= chunk.len() { digit.into() } else { '=' });
-        }
-    }
-    out
 }

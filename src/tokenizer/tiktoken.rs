@@ -1,7 +1,7 @@
 //! `tokenizer.model` as tiktoken writes it: a base64 token and its rank on each line. GLM-4's original repository has
 //! this; its special tokens are in `tokenizer_config.json`.
 
-use super::{Config, Tokenizer, assemble, bpe};
+use super::{Config, Tokenizer, assemble, base64, bpe};
 use crate::{Error, Result};
 use serde_json::json;
 use std::collections::HashMap;
@@ -58,32 +58,5 @@ pub(super) fn tokenizer(path: &Path, bytes: &[u8], config: &Config) -> Result<To
 fn parse_line(line: &[u8]) -> Option<(Vec<u8>, u32)> {
     let line = std::str::from_utf8(line).ok()?.trim_end();
     let (token, rank) = line.split_once(' ')?;
-    Some((decode_base64(token)?, rank.parse().ok()?))
-}
-
-/// Standard base64 with padding.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    if text.is_empty() || !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
-        return None;
-    }
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut bits, mut count) = (0u32, 0);
-    for c in digits.bytes() {
-        let digit = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(digit);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            out.push((bits >> count) as u8);
-        }
-    }
-    Some(out)
+    Some((base64::decode(token).filter(|t| !t.is_empty())?, rank.parse().ok()?))
 }
