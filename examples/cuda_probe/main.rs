@@ -68,7 +68,7 @@ fn sections() -> Vec<Section> {
         add(format!("check_{name}"), 60, Box::new(move |_| checks::attention(i)));
     }
     for (i, (name, ..)) in VARIANTS.iter().enumerate() {
-        add(format!("attention_{name}"), 90, Box::new(move |a| attention::section(i, &a.lengths)));
+        add(format!("attention_{name}"), 150, Box::new(move |a| attention::section(i, &a.lengths)));
     }
     add("estimate".into(), 90, Box::new(|_| layer::estimate()));
     add("layer".into(), 90, Box::new(|a| layer::layer(&a.lengths)));

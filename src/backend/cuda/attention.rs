@@ -70,8 +70,10 @@ pub(super) fn attention(
     // Rows end at kv_len, not at the cache's capacity: what lies behind reads as zero and cannot reach the output.
     let k_map = map(k, p.n_kv_heads, p.kv_len, p.k_head_stride, p.k_row_stride)?;
     let v_map = map(v, p.n_kv_heads, p.kv_len, p.v_head_stride, p.v_row_stride)?;
-    let gathered = |address| map(address, p.n_heads, gathered_rows.max(1), gathered_rows * p.head_dim, p.head_dim);
-    let (k_columns_map, v_columns_map) = (gathered(k_columns)?, gathered(v_columns)?);
+    let gathered = |address| map(address, p.n_heads, gathered_rows, gathered_rows * p.head_dim, p.head_dim);
+    // Without columns the kernel never follows these two; they must be valid all the same.
+    let k_columns_map = if gathered_rows > 0 { gathered(k_columns)? } else { k_map.clone() };
+    let v_columns_map = if gathered_rows > 0 { gathered(v_columns)? } else { v_map.clone() };
     let bytes = shared_memory::attention_sm90a(p.head_dim as usize);
     kernel.defines.push(("SMEM_BYTES", bytes.to_string()));
     let launch = Launch::new([b.limits.processors.min(items), 1, 1], 384).shared(bytes);

@@ -303,6 +303,7 @@ impl Drop for Pool {
 }
 
 /// A `CUtensorMap`: how the copy engine finds boxes of a `[heads, len, head_dim]` tensor of 16-bit elements.
+#[derive(Clone)]
 #[repr(transparent)]
 pub(super) struct TensorMap(sys::CUtensorMap);
 
