@@ -25,7 +25,7 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "rms_norm" => (RmsNormParams::FIELDS, &[]),
         "rope" => (RopeParams::FIELDS, &[]),
         "silu_mul" => (SiluMulParams::FIELDS, &[]),
-        "attention" => (AttentionBand::FIELDS, &[]),
+        "attention" | "attention_coop" => (AttentionBand::FIELDS, &[]),
         "decode_attention" => (DecodeBand::FIELDS, &[]),
         "decode_attention_merge" => (DecodeMerge::FIELDS, &[]),
         "build_index_keep" | "build_index_place" | "build_index_rows" => (BuildIndexParams::FIELDS, &[]),

@@ -7,7 +7,7 @@ use minference::attention::attend;
 use minference::backend::Backend;
 use minference::backend::cpu::Cpu;
 use minference::backend::params::BLOCK;
-use minference::backend::wgpu::{Options, Tier, Wgpu};
+use minference::backend::wgpu::{AttentionKernel, Options, Tier, Wgpu};
 use minference::estimate::choose;
 use minference::index::{IndexLayout, SparseIndex};
 use minference::ops::{self, AttentionShape};
@@ -161,6 +161,46 @@ fn last_query_scores<B: Backend>(b: &B, case: &Case) -> (Vec<f32>, Vec<f32>) {
     let (q, k) = (q.view(), k.view());
     ops::score_last_queries(b, s, plan.view(), q, k, columns.view_mut(), offsets.view_mut()).unwrap();
     (columns.to_f32(b).unwrap(), offsets.to_f32(b).unwrap())
+}
+
+/// Every form of the kernel on cooperative matrices, where the device has them (lavapipe from Mesa 26 on: 8 x 8).
+#[test]
+fn attention_on_matrices_matches_the_cpu() {
+    let cpu = Cpu::new();
+    let b = match Wgpu::new(None, Options::default()) {
+        Ok(b) => b,
+        Err(Error::Unavailable(why)) => return eprintln!("skipped: {why}"),
+        Err(error) => panic!("{error}"),
+    };
+    for (name, case) in [
+        ("one token", Case::new(2, 1, 32, 1, 0, 1)),
+        ("short, dim 24", Case::new(3, 1, 24, 63, 0, 2)),
+        ("ragged", Case::new(4, 2, 32, 700, 0, 3)),
+        ("chunk", Case::new(4, 2, 32, 200, 321, 4)),
+        ("dim 64, aligned chunk", Case::new(6, 2, 64, 256, 512, 5)),
+    ] {
+        for kernel in b.attention_kernels(case.shape.head_dim) {
+            if kernel == AttentionKernel::Tiles {
+                continue;
+            }
+            b.use_attention_kernel(Some(kernel));
+            for texts in [
+                &["dense"][..],
+                &["a_shape:16:100", "vertical_slash:100:150", "block_sparse:3", "dense"],
+                &["vertical_slash:40:60", "a_shape:0:64", "block_sparse:1"],
+            ] {
+                let patterns = patterns(case.shape.n_heads, texts);
+                let (want, want_lse, want_pairs) = case.attend(&cpu, &patterns, DType::F32);
+                let (got, lse, pairs) = case.attend(&b, &patterns, b.activation());
+                let error = relative_l2(&got, &want);
+                println!("{kernel} {name} {texts:?}: {error:.1e}");
+                assert_eq!(pairs, want_pairs, "{kernel} {name} {texts:?}");
+                assert!(error < 1e-3, "{kernel} {name} {texts:?}: relative L2 {error}");
+                let worst = lse.iter().zip(&want_lse).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-3, "{kernel} {name} {texts:?}: log-sum-exp differs by {worst}");
+            }
+        }
+    }
 }
 
 #[test]

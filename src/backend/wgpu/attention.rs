@@ -1,7 +1,9 @@
 //! Attention over a sparse index, all heads of a layer in one dispatch where the bindings hold them.
 
+use super::attention_coop::CoopVariant;
 use super::bands::{Band, Extent, parts};
 use super::buffer::{Binding, lanes};
+use super::context::lock;
 use super::launch::AttentionBand;
 use super::link::Specialisation;
 use super::queue::fold;
@@ -43,6 +45,61 @@ impl Tile {
         let tiles = all.map(|(rows, keys, chunk)| Self { rows, keys, chunk: chunk.min(whole) });
         let fits = |t: &Self| t.bytes(elem, head_dim, shuffles(traits)) <= traits.workgroup_bytes;
         tiles.into_iter().find(fits).unwrap_or(Self { rows: 1, keys: 2, chunk: 4 })
+    }
+}
+
+/// How attention over an index runs: all forms give the same results, some faster on one device, some on another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionKernel {
+    /// f32 arithmetic on tiles in workgroup memory: every device.
+    Tiles,
+    /// Cooperative matrices.
+    Coop(CoopVariant),
+}
+
+impl std::fmt::Display for AttentionKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tiles => f.write_str("tiles"),
+            Self::Coop(variant) => variant.fmt(f),
+        }
+    }
+}
+
+impl std::str::FromStr for AttentionKernel {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "tiles" { Ok(Self::Tiles) } else { text.parse().map(Self::Coop) }
+    }
+}
+
+impl AttentionKernel {
+    /// The shader, and queries of a workgroup.
+    fn form(&self, traits: &Traits, head_dim: u32, out: DType) -> (Specialisation, u32) {
+        match self {
+            Self::Tiles => (specialisation(traits, head_dim, out), 8 * Tile::choose(traits, head_dim).rows),
+            Self::Coop(variant) => (variant.specialisation(traits, head_dim, out), variant.rows(traits)),
+        }
+    }
+}
+
+impl Wgpu {
+    /// The kernels that can run attention of this head dim here, best guess first.
+    pub fn attention_kernels(&self, head_dim: usize) -> Vec<AttentionKernel> {
+        let variants = CoopVariant::all(&self.context.traits, kernel_head_dim(head_dim as u32));
+        variants.into_iter().map(AttentionKernel::Coop).chain([AttentionKernel::Tiles]).collect()
+    }
+
+    /// Runs this kernel from now on, for the head dims that it can run; `None` goes back to the best guess.
+    pub fn use_attention_kernel(&self, kernel: Option<AttentionKernel>) {
+        *lock(&self.attention) = kernel;
+    }
+
+    fn attention_kernel(&self, head_dim: u32) -> AttentionKernel {
+        let all = self.attention_kernels(head_dim as usize);
+        let chosen = lock(&self.attention).filter(|kernel| all.contains(kernel));
+        chosen.unwrap_or(all[0])
     }
 }
 
@@ -132,13 +189,12 @@ pub(super) fn attention(
     let (q, k) = (vectors(OP, "q", q, q_stride)?, vectors(OP, "k", k, k_stride)?);
     let (v, out) = (vectors(OP, "v", v, v_stride)?, vectors(OP, "out", out, out_stride)?);
 
-    // Nothing is written to it, but every binding needs a buffer.
-    let nowhere = b.create_buffer(4, false)?;
-    let nowhere = Binding { buffer: &nowhere, byte_offset: 0, byte_len: 4, dtype: DType::F32, lanes: 1 };
     let lse = lse.map(Binding::from);
     let head_dim = kernel_head_dim(p.head_dim);
-    let specialisation = specialisation(&b.context.traits, head_dim, out.dtype);
-    let tile_rows = 8 * Tile::choose(&b.context.traits, head_dim).rows;
+    let eighths = [q_stride, k_stride, v_stride].iter().flatten().all(|s| s % 8 == 0)
+        && [q, k, v].iter().all(|x| x.start().is_multiple_of(16));
+    let kernel = if eighths { b.attention_kernel(head_dim) } else { AttentionKernel::Tiles };
+    let (specialisation, tile_rows) = kernel.form(&b.context.traits, head_dim, out.dtype);
     let group = p.n_heads / p.n_kv_heads;
 
     // Bytes per head of the parts that are contiguous by head.
@@ -155,7 +211,7 @@ pub(super) fn attention(
         by_head(keep),
         by_head(lse_head),
     ];
-    for band in b.bands(OP, p.n_heads, group, p.q_len, &extents)? {
+    for band in b.bands(OP, p.n_heads, group, [p.q_len, tile_rows.max(64)], &extents)? {
         let Band { heads, rows } = band.clone();
         let kv_heads = band.kv_heads(group);
         let part = AttentionBand {
@@ -191,7 +247,7 @@ pub(super) fn attention(
             parts(index.keep.into(), &heads, keep),
             parts(index.window.into(), &heads, 8),
             strided(out, out_stride, heads.clone(), rows, p.head_dim),
-            lse.map_or(nowhere, |lse| parts(lse, &heads, lse_head)),
+            lse.map_or(b.placeholder(), |lse| parts(lse, &heads, lse_head)),
         ];
         b.dispatch(&specialisation, &part, &bindings, fold(u64::from(part.heads) * u64::from(part.row_tiles)))?;
     }

@@ -45,17 +45,17 @@ pub(super) fn parts<'a>(binding: Binding<'a>, which: &Range<u32>, bytes_each: u6
 }
 
 impl Wgpu {
-    /// Bands that cover `n_heads` x `n_rows`, rows cut at multiples of 64, heads either in whole groups that share a KV
-    /// head or one at a time. An error where a single head, or 64 rows of it, pass the limit.
+    /// Bands that cover `n_heads` x `n_rows`, rows cut at multiples of `step`, heads either in whole groups that share a KV
+    /// head or one at a time. An error where a single head, or `step` rows of it, pass the limit.
     pub(super) fn bands(
         &self,
         op: &'static str,
         n_heads: u32,
         group: u32,
-        n_rows: u32,
+        [n_rows, step]: [u32; 2],
         extents: &[Extent],
     ) -> Result<Vec<Band>> {
-        cut(self.band_bytes(), n_heads, group, n_rows, extents).ok_or_else(|| {
+        cut(self.band_bytes(), n_heads, group, [n_rows, step], extents).ok_or_else(|| {
             Error::Unsupported(format!(
                 "{op}: one head of {n_rows} rows needs a binding above the {} bytes of {}",
                 self.band_bytes(),
@@ -65,19 +65,19 @@ impl Wgpu {
     }
 }
 
-fn cut(limit: u64, n_heads: u32, group: u32, n_rows: u32, extents: &[Extent]) -> Option<Vec<Band>> {
+fn cut(limit: u64, n_heads: u32, group: u32, [n_rows, step]: [u32; 2], extents: &[Extent]) -> Option<Vec<Band>> {
     let (mut heads, mut rows) = (n_heads, n_rows);
     // The extent that is too long is halved where it grows faster, until all fit.
     while let Some(long) = extents.iter().find(|e| e.bytes(u64::from(heads), u64::from(group), u64::from(rows)) > limit)
     {
         let heads_grow = u64::from(heads - 1) * long.head >= u64::from(rows - 1) * long.row;
-        if heads > 1 && (heads_grow || rows <= 64 || long.row == 0) {
+        if heads > 1 && (heads_grow || rows <= step || long.row == 0) {
             heads = match heads / 2 {
                 half if half >= group => half - half % group,
                 _ => 1,
             };
-        } else if rows > 64 && long.row > 0 {
-            rows = (rows / 2).next_multiple_of(64);
+        } else if rows > step && long.row > 0 {
+            rows = (rows / 2).next_multiple_of(step);
         } else {
             return None;
         }
@@ -101,32 +101,35 @@ mod tests {
 
     #[test]
     fn what_fits_is_one_band() {
-        assert_eq!(cut(1 << 20, 8, 4, 100, &[q(256, 2048)]).unwrap(), [Band { heads: 0..8, rows: 0..100 }]);
+        assert_eq!(cut(1 << 20, 8, 4, [100, 64], &[q(256, 2048)]).unwrap(), [Band { heads: 0..8, rows: 0..100 }]);
     }
 
     #[test]
     fn token_major_queries_are_cut_by_rows_and_head_major_ones_by_heads() {
-        let bands = cut(1 << 20, 8, 4, 1000, &[q(256, 2048)]).unwrap();
+        let bands = cut(1 << 20, 8, 4, [1000, 64], &[q(256, 2048)]).unwrap();
         assert_eq!(bands, [Band { heads: 0..8, rows: 0..512 }, Band { heads: 0..8, rows: 512..1000 }]);
-        let bands = cut(1 << 20, 8, 4, 1000, &[q(256 * 1000, 256)]).unwrap();
+        let bands = cut(1 << 20, 8, 4, [1000, 64], &[q(256 * 1000, 256)]).unwrap();
         assert_eq!(bands, [Band { heads: 0..4, rows: 0..1000 }, Band { heads: 4..8, rows: 0..1000 }]);
     }
 
     #[test]
     fn keys_are_cut_by_kv_heads_and_a_group_is_whole_or_single() {
         let k = Extent { head: 400_000, row: 0, one: 400_000, per_kv_head: true };
-        let bands = cut(1 << 20, 12, 3, 64, &[k]).unwrap();
+        let bands = cut(1 << 20, 12, 3, [64, 64], &[k]).unwrap();
         assert_eq!(bands.iter().map(|b| b.heads.clone()).collect::<Vec<_>>(), [0..6, 6..12]);
         assert_eq!(bands[1].kv_heads(3), 2..4);
         let wide = q(300_000, 0);
-        let bands = cut(1 << 20, 8, 4, 64, &[wide]).unwrap();
+        let bands = cut(1 << 20, 8, 4, [64, 64], &[wide]).unwrap();
         assert_eq!(bands[1].heads, 4..8, "4 heads of 300 KB fill the limit");
-        let bands = cut(1 << 19, 8, 4, 64, &[wide]).unwrap();
+        let bands = cut(1 << 19, 8, 4, [64, 64], &[wide]).unwrap();
         assert_eq!((bands.len(), bands[5].kv_heads(4)), (8, 1..2));
     }
 
     #[test]
     fn one_head_that_does_not_fit_is_refused() {
-        assert_eq!(cut(1 << 20, 4, 2, 64, &[Extent { head: 2 << 20, row: 0, one: 2 << 20, per_kv_head: true }]), None);
+        assert_eq!(
+            cut(1 << 20, 4, 2, [64, 64], &[Extent { head: 2 << 20, row: 0, one: 2 << 20, per_kv_head: true }]),
+            None
+        );
     }
 }

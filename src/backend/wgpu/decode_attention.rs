@@ -88,7 +88,7 @@ pub(super) fn decode_attention(
     let traits = &b.context.traits;
     let extents =
         [strided_extent(k, k_stride, p.head_dim, Some(keys)), strided_extent(v, v_stride, p.head_dim, Some(keys))];
-    for band in b.bands(OP, p.n_heads, group, 1, &extents)? {
+    for band in b.bands(OP, p.n_heads, group, [1, 1], &extents)? {
         let heads = band.heads.end - band.heads.start;
         let kv_heads = band.kv_heads(group);
         let n_kv_heads = kv_heads.end - kv_heads.start;

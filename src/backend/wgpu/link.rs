@@ -19,17 +19,17 @@ macro_rules! sources {
 
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
-    "add" "append_kv" "attention" "build_index_keep" "build_index_place" "build_index_rows" "cast" "decode_attention"
-    "decode_attention_merge" "embed" "matmul" "matvec" "pool_blocks" "rms_norm" "rope" "score_blocks"
-    "score_last_queries_merge" "score_last_queries_rows" "score_last_queries_sums" "select_blocks" "select_top_k"
-    "silu_mul");
+    "add" "append_kv" "attention" "attention_coop" "build_index_keep" "build_index_place" "build_index_rows" "cast"
+    "decode_attention" "decode_attention_merge" "embed" "matmul" "matvec" "pool_blocks" "rms_norm" "rope"
+    "score_blocks" "score_last_queries_merge" "score_last_queries_rows" "score_last_queries_sums" "select_blocks"
+    "select_top_k" "silu_mul");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "dot_tile" "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "matmul_out"
-    "out_f16" "out_f32" "radix_select" "reduce_subgroup" "reduce_workgroup" "rows16_subgroup" "rows16_workgroup"
-    "scan_subgroup" "scan_workgroup" "team_subgroup" "team_workgroup" "tile_order" "weight_bf16" "weight_f16_packed"
-    "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
+    "coop_tiles_scalar" "coop_tiles_vec4" "dot_tile" "input_scalar" "input_vec4" "invocation" "invocation_subgroup"
+    "lanes_1" "lanes_4" "matmul_out" "out_f16" "out_f32" "radix_select" "reduce_subgroup" "reduce_workgroup"
+    "rows16_subgroup" "rows16_workgroup" "scan_subgroup" "scan_workgroup" "team_subgroup" "team_workgroup"
+    "tile_order" "weight_bf16" "weight_f16_packed" "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
 
 /// Stems of all kernels that can be linked.
 pub fn kernels() -> impl Iterator<Item = &'static str> {

@@ -14,6 +14,7 @@
 mod add;
 mod append_kv;
 mod attention;
+mod attention_coop;
 mod bands;
 mod blocks;
 mod buffer;
@@ -33,6 +34,8 @@ mod select_top_k;
 mod silu_mul;
 mod unroll;
 
+pub use attention::AttentionKernel;
+pub use attention_coop::CoopVariant;
 pub use buffer::Buffer;
 
 use super::params::*;
@@ -153,6 +156,7 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     add::specialisations(traits, &mut list);
     append_kv::specialisations(traits, &mut list);
     attention::specialisations(traits, &mut list);
+    attention_coop::specialisations(traits, &mut list);
     blocks::specialisations(traits, &mut list);
     build_index::specialisations(traits, &mut list);
     cast::specialisations(traits, &mut list);
@@ -180,6 +184,8 @@ pub struct Wgpu {
     recorder: Mutex<queue::Recorder>,
     /// Bound where an operation has no operand for a binding.
     placeholder: Buffer,
+    /// What [`Wgpu::use_attention_kernel`] set.
+    attention: Mutex<Option<AttentionKernel>>,
 }
 
 impl Wgpu {
@@ -203,7 +209,7 @@ impl Wgpu {
 
     fn over(context: Context) -> Result<Self> {
         let placeholder = Buffer::unaccounted(context.create_buffer(16, false)?, 16);
-        Ok(Self { context, recorder: Mutex::default(), placeholder })
+        Ok(Self { context, recorder: Mutex::default(), placeholder, attention: Mutex::default() })
     }
 
     fn placeholder(&self) -> buffer::Binding<'_> {

@@ -64,7 +64,7 @@ pub(super) fn score_last_queries(
     let extents =
         [q_extent, strided_extent(k, k_stride, p.head_dim, Some(p.kv_len)), by_head(partial_head), by_head(score_head)];
     let head_dim = kernel_head_dim(p.head_dim);
-    for band in b.bands(OP, p.n_heads, group, 1, &extents)? {
+    for band in b.bands(OP, p.n_heads, group, [1, 1], &extents)? {
         let heads = band.heads.clone();
         let n = heads.end - heads.start;
         let scratch = |bytes: u64| b.create_buffer((u64::from(n) * bytes) as usize, false);
