@@ -136,8 +136,7 @@ fn safetensors_directory() {
     };
     let (a, b) = (one("a"), one("b"));
 
-    let file = of(&[("model.safetensors", &good_safetensors())]).unwrap();
-    assert_eq!(file.names().len(), 2);
+    assert_eq!(of(&[("model.safetensors", &good_safetensors())]).unwrap().names().len(), 2);
     assert_eq!(of(&[("odd.gguf", &good_gguf())]).unwrap().gguf().unwrap().architecture().unwrap(), "llama");
     assert_says(&said(&[]), &["no model.safetensors"]);
     assert_says(&said(&[("x.gguf", b""), ("y.gguf", b"")]), &["2 weight files, among them x.gguf and y.gguf"]);
@@ -145,7 +144,7 @@ fn safetensors_directory() {
     let index = br#"{"metadata":{},"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#;
     let sharded = [("model.safetensors.index.json", &index[..]), ("1.safetensors", &a), ("2.safetensors", &b)];
     assert_eq!(of(&sharded).unwrap().names().collect::<Vec<_>>(), ["a", "b"]);
-    assert_says(&said(&sharded[..2]), &["2.safetensors: No such file"]);
+    assert_says(&said(&sharded[..2]), &["2.safetensors: "]);
     let swapped = [sharded[0], ("1.safetensors", &b), ("2.safetensors", &a)];
     assert_says(&said(&swapped), &["tensor a: expected in 1.safetensors, found", "2.safetensors"]);
     let same = [sharded[0], ("1.safetensors", &a), ("2.safetensors", &a)];
@@ -264,7 +263,7 @@ fn gguf_in_parts() {
     part(1, "a");
     let first = dir.path().join("m-00001-of-00002.gguf");
     let second = dir.path().join("m-00002-of-00002.gguf");
-    assert_says(&WeightFile::open(&first).err().unwrap().to_string(), &["m-00002-of-00002.gguf: No such file"]);
+    assert_says(&WeightFile::open(&first).err().unwrap().to_string(), &["m-00002-of-00002.gguf: "]);
     part(2, "b");
     for path in [first.as_path(), dir.path()] {
         let file = WeightFile::open(path).unwrap();
