@@ -11,8 +11,8 @@ const ORDER: &[&[&str]] = &[
     &["tensor_file"],
     &["tensor_file"],
     // Leaves that know only bytes and text. `backend` dequantises matrices through `weights`.
-    &["weights", "chat", "sample", "plot"],
-    &["backend", "tokenizer"],
+    &["weights", "sample", "plot"],
+    &["backend", "tokenizer", "chat"],
     &["tensor", "pattern"],
     &["index"],
     &["ops"],

@@ -19,6 +19,13 @@
 //! # Ok::<(), minference::Error>(())
 //! ```
 
+use crate::backend::Backend;
+use crate::chat::{ChatTemplate, Message};
+use crate::engine::{Engine, Progress};
+use crate::model::Watch;
+use crate::pattern::AttentionMode;
+use crate::sample::{Sampler, argmax};
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// First names, none of which the needle model met in training.
@@ -131,25 +138,24 @@ pub struct Needle {
     pub first_sentence: usize,
 }
 
-/// What goes around the document, as text: empty parts for a model without a chat template.
+/// What goes around the document.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ChatFrame {
-    /// Before the document: the template's user header.
-    pub before: String,
-    /// After the question: the template's assistant header. Empty for the plain question.
+pub struct Frame {
+    /// Before it: the begin token, and with a chat template the user header.
+    pub head: Vec<u32>,
+    /// After the question: the template's assistant header. Empty for the plain question of the needle model.
     pub after: String,
 }
 
-impl ChatFrame {
-    /// Splits a rendered template whose user message was [`ChatFrame::message`].
-    pub fn split(rendered: &str, needle: &Needle) -> Result<Self> {
+impl Frame {
+    /// Splits a rendered template whose user message was [`Frame::message`].
+    pub fn split(rendered: &str, needle: &Needle, encode: impl Fn(&str) -> Result<Vec<u32>>) -> Result<Self> {
         let message = Self::message(needle);
-        match rendered.split_once(&message) {
-            Some((before, after)) => Ok(Self { before: before.into(), after: after.into() }),
-            None => Err(Error::invalid(format!(
-                "chat template: expected it to hold the user message {message:?}, found {rendered:?}"
-            ))),
-        }
+        let Some((before, after)) = rendered.split_once(&message) else {
+            let what = format!("chat template: expected it to hold the user message {message:?}, found {rendered:?}");
+            return Err(Error::invalid(what));
+        };
+        Ok(Self { head: encode(before)?, after: after.into() })
     }
 
     /// The user message to render, with [`DOCUMENT`] for the haystack.
@@ -163,6 +169,8 @@ impl ChatFrame {
 pub struct Prompt {
     /// The prompt.
     pub ids: Vec<u32>,
+    /// The depth asked for, in percent.
+    pub depth: f64,
     /// Where the needle's first token lies.
     pub needle_at: usize,
     /// The digits.
@@ -203,12 +211,12 @@ impl Needle {
 
     /// A prompt of exactly `len` tokens with the needle after the sentence end nearest to `depth` percent.
     ///
-    /// `encode` must add no special tokens; a beginning-of-text token belongs in [`ChatFrame::before`].
-    /// Fails where `len` leaves no room for the needle and the question, or `depth` is not in 0..=100.
+    /// `encode` must add no special tokens. Fails where `len` leaves no room for the needle and the question, or `depth`
+    /// is not in 0..=100.
     pub fn hide(
         &self,
         haystack: &Haystack,
-        frame: &ChatFrame,
+        frame: &Frame,
         len: usize,
         depth: f64,
         encode: impl Fn(&str) -> Result<Vec<u32>>,
@@ -216,7 +224,7 @@ impl Needle {
         if !(0.0..=100.0).contains(&depth) {
             return Err(Error::invalid(format!("depth: expected 0 to 100, found {depth}")));
         }
-        let head = encode(&frame.before)?;
+        let head = frame.head.clone();
         let needle = encode(&format!(" {}", self.sentence()))?;
         let tail = encode(&match frame.after.as_str() {
             "" => format!("\nQuestion: {} Answer: {}", self.question(), self.stem()),
@@ -234,7 +242,7 @@ impl Needle {
         ids.extend(tokens);
         ids.splice(needle_at..needle_at, needle);
         ids.extend(tail);
-        Ok(Prompt { ids, needle_at, expected: self.digits.clone() })
+        Ok(Prompt { ids, depth, needle_at, expected: self.digits.clone() })
     }
 }
 
@@ -244,6 +252,87 @@ pub fn judge(expected: &str, first_token: &str, answer: &str) -> bool {
     let prefill_right = !first_token.is_empty() && expected.starts_with(first_token);
     let rest = answer.strip_prefix(expected);
     prefill_right && rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// The test for one model: its tokenizer, its form of a question, and the haystack in its tokens.
+pub struct NeedleTest {
+    /// The model's.
+    pub tokenizer: Tokenizer,
+    /// The model's; without one the question is put plainly.
+    pub chat: Option<ChatTemplate>,
+    haystack: Haystack,
+}
+
+/// What a mode answered.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Outcome {
+    /// The mode.
+    pub attention: String,
+    /// Tokens of the prompt.
+    pub tokens: usize,
+    /// The depth asked for, in percent.
+    pub depth: f64,
+    /// Where the needle's first token lies.
+    pub needle_at: usize,
+    /// The digits.
+    pub expected: String,
+    /// The greedy answer.
+    pub answer: String,
+    /// By [`judge`].
+    pub correct: bool,
+    /// Computed pairs over causal pairs, mean over layers and heads.
+    pub density: f64,
+    /// Seconds of pre-fill, logits on the host included.
+    pub prefill_s: f64,
+    /// Tokens of the prompt over these seconds.
+    pub tokens_per_s: f64,
+}
+
+impl NeedleTest {
+    /// For a model's tokenizer and chat template, with `text` as the haystack.
+    pub fn new(tokenizer: Tokenizer, chat: Option<ChatTemplate>, text: &str) -> Result<Self> {
+        let haystack = Haystack::new(text, |text| tokenizer.encode(text, false))?;
+        Ok(Self { tokenizer, chat, haystack })
+    }
+
+    /// The prompt of [`Needle::hide`] in the model's form.
+    pub fn prompt(&self, needle: &Needle, len: usize, depth: f64) -> Result<Prompt> {
+        let encode = |text: &str| self.tokenizer.encode(text, false);
+        let frame = match &self.chat {
+            Some(chat) => Frame::split(&chat.render(&[Message::user(Frame::message(needle))], true)?, needle, encode)?,
+            // An empty text with the special tokens around it: the begin token where the model wants one.
+            None => Frame { head: self.tokenizer.encode("", true)?, after: String::new() },
+        };
+        needle.hide(&self.haystack, &frame, len, depth, encode)
+    }
+
+    /// Pre-fills the prompt in a mode and judges the greedy answer.
+    pub fn ask<B: Backend>(
+        &self,
+        engine: &mut Engine<B>,
+        prompt: &Prompt,
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+        watch: &mut dyn Watch<B>,
+    ) -> Result<Outcome> {
+        engine.reset();
+        let prefill = engine.prefill_watched(&prompt.ids, mode, progress, watch)?;
+        let first = self.tokenizer.decode(&[argmax(&prefill.logits)]);
+        let ids = engine.generate(&prefill.logits, &mut Sampler::greedy(), ANSWER_TOKENS, &mut |_| ())?.ids;
+        let answer = self.tokenizer.decode(&ids);
+        Ok(Outcome {
+            attention: mode.name(),
+            tokens: prefill.tokens,
+            depth: prompt.depth,
+            needle_at: prompt.needle_at,
+            correct: judge(&prompt.expected, &first, &answer),
+            expected: prompt.expected.clone(),
+            answer,
+            density: prefill.density,
+            prefill_s: prefill.seconds,
+            tokens_per_s: prefill.tokens as f64 / prefill.seconds,
+        })
+    }
 }
 
 /// Steele, Lea, Flood 2014. A few draws per prompt, the same on every machine and in every version: no crate for that.
@@ -294,7 +383,7 @@ mod tests {
             for depth in [0.0, 10.0, 50.0, 90.0, 100.0] {
                 let needle = Needle::draw(seed);
                 let len = 300 + 7 * seed as usize;
-                let frame = ChatFrame { before: "^".into(), after: String::new() };
+                let frame = Frame { head: vec![u32::from(b'^')], after: String::new() };
                 let prompt = needle.hide(&haystack, &frame, len, depth, bytes).unwrap();
                 assert_eq!(prompt.ids.len(), len);
                 let before = text(&prompt.ids[..prompt.needle_at]);
@@ -313,14 +402,14 @@ mod tests {
     #[test]
     fn a_chat_frame_goes_around_document_and_question() {
         let needle = Needle::draw(1);
-        let rendered = format!("<user>{}<end><bot>", ChatFrame::message(&needle));
-        let frame = ChatFrame::split(&rendered, &needle).unwrap();
-        assert_eq!(frame, ChatFrame { before: "<user>".into(), after: "<end><bot>".into() });
+        let rendered = format!("<user>{}<end><bot>", Frame::message(&needle));
+        let frame = Frame::split(&rendered, &needle, bytes).unwrap();
+        assert_eq!(frame, Frame { head: bytes("<user>").unwrap(), after: "<end><bot>".into() });
         let haystack = Haystack::new(NOVEL, bytes).unwrap();
         let prompt = text(&needle.hide(&haystack, &frame, 300, 0.0, bytes).unwrap().ids);
         assert!(prompt.starts_with(&format!("<user> {}", needle.sentence())), "{prompt}");
         assert!(prompt.ends_with(&format!("Answer with the number only.<end><bot>{}", needle.stem())), "{prompt}");
-        assert!(ChatFrame::split("nothing of it", &needle).is_err());
+        assert!(Frame::split("nothing of it", &needle, bytes).is_err());
     }
 
     #[test]
@@ -347,9 +436,9 @@ mod tests {
     #[test]
     fn too_short_and_too_deep_are_refused_with_both_values() {
         let haystack = Haystack::new(NOVEL, bytes).unwrap();
-        let error = Needle::draw(0).hide(&haystack, &ChatFrame::default(), 20, 50.0, bytes).unwrap_err();
+        let error = Needle::draw(0).hide(&haystack, &Frame::default(), 20, 50.0, bytes).unwrap_err();
         assert!(error.to_string().ends_with("found 20"), "{error}");
-        let error = Needle::draw(0).hide(&haystack, &ChatFrame::default(), 400, 101.0, bytes).unwrap_err();
+        let error = Needle::draw(0).hide(&haystack, &Frame::default(), 400, 101.0, bytes).unwrap_err();
         assert_eq!(error.to_string(), "depth: expected 0 to 100, found 101");
         assert!(Haystack::new(" \n", bytes).is_err());
     }
