@@ -4,8 +4,8 @@
 //! `examples/needle/model/README.md`.
 
 use crate::Result;
-use crate::checkpoint::Checkpoint;
 use crate::model::Model;
+use crate::text::Text;
 use crate::tokenizer::Tokenizer;
 use std::path::Path;
 
@@ -19,7 +19,7 @@ const TOKENIZER: &[u8] = include_bytes!("../examples/needle/model/tokenizer.json
 const TOKENIZER_CONFIG: &[u8] = include_bytes!("../examples/needle/model/tokenizer_config.json");
 
 /// The model and its tokenizer; it has no chat template.
-pub fn needle() -> Result<Checkpoint> {
+pub fn needle() -> Result<Model> {
     let tokenizer = Tokenizer::from_bytes(Path::new("needle/tokenizer.json"), TOKENIZER, Some(TOKENIZER_CONFIG))?;
-    Ok(Checkpoint { model: Model::from_parts("needle", CONFIG, WEIGHTS)?, tokenizer, chat: None })
+    Ok(Model::from_parts("needle", CONFIG, WEIGHTS)?.with_text(Ok(Text::new(tokenizer))))
 }

@@ -7,7 +7,6 @@ pub mod attend;
 pub mod attention;
 pub mod backend;
 pub mod chat;
-pub mod checkpoint;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod dtype;
@@ -27,6 +26,7 @@ pub mod plot;
 pub mod sample;
 pub mod tensor;
 mod tensor_file;
+pub mod text;
 pub mod tokenizer;
 pub mod weights;
 

@@ -12,7 +12,9 @@ const ORDER: &[&[&str]] = &[
     &["tensor_file"],
     // Leaves that know only bytes and text. `backend` dequantises matrices through `weights`.
     &["weights", "sample", "plot"],
-    &["backend", "tokenizer", "chat"],
+    &["backend", "tokenizer"],
+    &["chat"],
+    &["text"],
     &["tensor", "pattern"],
     &["index"],
     &["ops"],
@@ -21,7 +23,6 @@ const ORDER: &[&[&str]] = &[
     &["attend"],
     &["attend"],
     &["model"],
-    &["checkpoint"],
     &["embedded"],
     &["engine"],
     &["search", "eval"],

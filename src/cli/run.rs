@@ -5,9 +5,8 @@ use super::device::{DeviceArgs, DeviceTask, with_device};
 use super::mode::attention_mode;
 use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
-use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions, Prefill, StopReason};
-use crate::model::KvPlace;
+use crate::model::{KvPlace, Model};
 use crate::pattern::AttentionMode;
 use crate::sample::{self, Sampler, SamplerOptions};
 use crate::tensor_file::{TensorOut, write_tensors};
@@ -84,7 +83,7 @@ pub struct RunArgs {
 }
 
 /// Opens what `--model` names.
-pub fn open_model(name: &str) -> Result<Checkpoint> {
+pub fn open_model(name: &str) -> Result<Model> {
     let path = Path::new(name);
     if name == "needle" && !path.exists() {
         return crate::embedded::needle();
@@ -95,7 +94,7 @@ pub fn open_model(name: &str) -> Result<Checkpoint> {
         let hint = if name.split('/').count() == 2 { hub } else { "" };
         return Err(Error::file(path, format!("expected a directory, a .gguf file or `needle`, found nothing{hint}")));
     }
-    Checkpoint::open(path)
+    Model::open(path)
 }
 
 /// Runs the subcommand.
@@ -112,22 +111,22 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
             "--kv none keeps nothing to decode from: expected --max-new-tokens 0 or 1, found {found}"
         )));
     }
-    let mut checkpoint = open_model(&args.model)?;
+    let mut model = open_model(&args.model)?;
     if let Some(scaling) = &args.rope_scaling {
-        checkpoint.model.config.override_rope_scaling(scaling)?;
+        model.config.override_rope_scaling(scaling)?;
     }
-    let config = &checkpoint.model.config;
-    let size = (checkpoint.model.name.as_str(), config.n_layers, config.n_heads);
+    let config = &model.config;
+    let size = (model.name.as_str(), config.n_layers, config.n_heads);
     let mode = attention_mode(&args.attention, args.patterns.as_deref(), Some(size))?;
     mode.check_model(config.n_layers, config.n_heads)?;
-    let ids = prompt_ids(args, &checkpoint)?;
-    console.explain(&format!("{}: {} tokens, attention {}", checkpoint.model.name, ids.len(), mode.name()));
-    with_device(&args.device, console, RunTask { args, console, checkpoint, mode, ids, sampler })
+    let ids = prompt_ids(args, &model)?;
+    console.explain(&format!("{}: {} tokens, attention {}", model.name, ids.len(), mode.name()));
+    with_device(&args.device, console, RunTask { args, console, model, mode, ids, sampler })
 }
 
-fn prompt_ids(args: &RunArgs, checkpoint: &Checkpoint) -> Result<Vec<u32>> {
+fn prompt_ids(args: &RunArgs, model: &Model) -> Result<Vec<u32>> {
     if let Some(path) = &args.token_ids {
-        return read_ids(path, checkpoint.model.config.vocab);
+        return read_ids(path, model.config.vocab);
     }
     let (source, text) = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => ("--prompt".to_string(), text.clone()),
@@ -138,7 +137,7 @@ fn prompt_ids(args: &RunArgs, checkpoint: &Checkpoint) -> Result<Vec<u32>> {
         let found = if text.is_empty() { "nothing" } else { "only white space" };
         return Err(Error::invalid(format!("{source}: the prompt is empty: expected some text, found {found}")));
     }
-    if args.chat { checkpoint.encode_chat(&text) } else { checkpoint.encode(&text) }
+    if args.chat { model.text()?.encode_chat(&text) } else { model.text()?.encode(&text) }
 }
 
 fn read_prompt(path: &Path) -> Result<String> {
@@ -177,7 +176,7 @@ fn read_ids(path: &Path, vocab: usize) -> Result<Vec<u32>> {
 struct RunTask<'a> {
     args: &'a RunArgs,
     console: &'a Console,
-    checkpoint: Checkpoint,
+    model: Model,
     mode: AttentionMode,
     ids: Vec<u32>,
     sampler: Sampler,
@@ -207,7 +206,8 @@ impl RunTask<'_> {
         report: impl Fn(&B) -> String,
     ) -> Result<()> {
         let (args, console) = (self.args, self.console);
-        let Checkpoint { model, tokenizer, .. } = self.checkpoint;
+        // With token ids in, ids may come out too: a model without a tokenizer still runs.
+        let text = self.model.text().cloned().ok();
         let options = EngineOptions {
             chunk: args.chunk,
             kv: args.kv,
@@ -215,7 +215,7 @@ impl RunTask<'_> {
             interrupt: console::interrupt(),
             ..EngineOptions::default()
         };
-        let mut engine = Engine::new(backend, model, options)?;
+        let mut engine = Engine::new(backend, self.model, options)?;
         let prefill = prefill(&mut engine, &self.ids, &self.mode, console)?;
         let stages = timings(engine.backend());
         if let Some(path) = &args.logits_out {
@@ -224,15 +224,15 @@ impl RunTask<'_> {
             write_tensors(path, &[], &[TensorOut { name: "logits", dtype: safetensors::Dtype::F32, shape, bytes }])?;
         }
 
-        let mut stream = tokenizer.stream();
+        let mut stream = text.as_ref().map(|text| text.tokenizer.stream());
         let answer = engine.generate(&prefill.logits, &mut self.sampler, args.max_new_tokens, &mut |id| {
-            let text = stream.push(id);
             if !console.json {
+                let text = stream.as_mut().map_or_else(|| Some(format!("{id} ")), |stream| stream.push(id));
                 console.print(&text.unwrap_or_default());
             }
         })?;
         if !console.json && args.max_new_tokens > 0 {
-            console.print(&(stream.finish().unwrap_or_default() + "\n"));
+            console.print(&(stream.and_then(|stream| stream.finish()).unwrap_or_default() + "\n"));
         }
 
         let seconds_of = |names: &[&str]| -> Option<f64> {
@@ -250,7 +250,7 @@ impl RunTask<'_> {
                 "estimate_s": seconds_of(&ESTIMATION), "attention_s": seconds_of(&["attention"]),
                 "decode_s": answer.seconds, "decode_tokens_per_s": rate(answer.steps, answer.seconds),
                 "density": prefill.density,
-                "generated_ids": answer.ids, "generated_text": tokenizer.decode(&answer.ids),
+                "generated_ids": answer.ids, "generated_text": text.map(|text| text.tokenizer.decode(&answer.ids)),
                 "stop": if answer.stop == StopReason::EndOfText { "end_of_text" } else { "length" },
                 "top5": sample::top(&prefill.logits, 5),
                 "peak_device_bytes": engine.backend().memory().peak,

@@ -20,13 +20,14 @@
 //! ```
 
 use crate::backend::Backend;
-use crate::chat::{ChatTemplate, Message};
+use crate::chat::Message;
 use crate::engine::{Engine, Progress};
 use crate::model::Watch;
 use crate::pattern::AttentionMode;
 use crate::sample::{Sampler, argmax};
-use crate::tokenizer::Tokenizer;
+use crate::text::Text;
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// First names, none of which the needle model met in training.
 const FIRST: [&str; 32] = [
@@ -254,12 +255,9 @@ pub fn judge(expected: &str, first_token: &str, answer: &str) -> bool {
     prefill_right && rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// The test for one model: its tokenizer, its form of a question, and the haystack in its tokens.
+/// The test for one model: the haystack in its tokens, the question in its form.
 pub struct NeedleTest {
-    /// The model's.
-    pub tokenizer: Tokenizer,
-    /// The model's; without one the question is put plainly.
-    pub chat: Option<ChatTemplate>,
+    text: Arc<Text>,
     haystack: Haystack,
 }
 
@@ -289,19 +287,19 @@ pub struct Outcome {
 }
 
 impl NeedleTest {
-    /// For a model's tokenizer and chat template, with `text` as the haystack.
-    pub fn new(tokenizer: Tokenizer, chat: Option<ChatTemplate>, text: &str) -> Result<Self> {
-        let haystack = Haystack::new(text, |text| tokenizer.encode(text, false))?;
-        Ok(Self { tokenizer, chat, haystack })
+    /// For a model's tokenizer and chat template (without one the question is put plainly), in a novel.
+    pub fn new(text: Arc<Text>, novel: &str) -> Result<Self> {
+        let haystack = Haystack::new(novel, |sentence| text.tokenizer.encode(sentence, false))?;
+        Ok(Self { text, haystack })
     }
 
     /// The prompt of [`Needle::hide`] in the model's form.
     pub fn prompt(&self, needle: &Needle, len: usize, depth: f64) -> Result<Prompt> {
-        let encode = |text: &str| self.tokenizer.encode(text, false);
-        let frame = match &self.chat {
+        let encode = |text: &str| self.text.tokenizer.encode(text, false);
+        let frame = match self.text.chat()? {
             Some(chat) => Frame::split(&chat.render(&[Message::user(Frame::message(needle))], true)?, needle, encode)?,
             // An empty text with the special tokens around it: the begin token where the model wants one.
-            None => Frame { head: self.tokenizer.encode("", true)?, after: String::new() },
+            None => Frame { head: self.text.encode("")?, after: String::new() },
         };
         needle.hide(&self.haystack, &frame, len, depth, encode)
     }
@@ -317,9 +315,9 @@ impl NeedleTest {
     ) -> Result<Outcome> {
         engine.reset();
         let prefill = engine.prefill_watched(&prompt.ids, mode, progress, watch)?;
-        let first = self.tokenizer.decode(&[argmax(&prefill.logits)]);
+        let first = self.text.tokenizer.decode(&[argmax(&prefill.logits)]);
         let ids = engine.generate(&prefill.logits, &mut Sampler::greedy(), ANSWER_TOKENS, &mut |_| ())?.ids;
-        let answer = self.tokenizer.decode(&ids);
+        let answer = self.text.tokenizer.decode(&ids);
         Ok(Outcome {
             attention: mode.name(),
             tokens: prefill.tokens,

@@ -19,11 +19,12 @@ pub use decoder::{AttentionCall, Chunk, Decoder, Watch, Workspace};
 pub use kv_cache::{KvCache, KvPlace};
 
 use crate::backend::Backend;
-use crate::tokenizer::Tokenizer;
+use crate::text::Text;
 use crate::weights::{Bytes, TensorInfo, WeightFile};
 use crate::{DType, Error, Result};
 use family::Names;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where weights come from.
 #[expect(clippy::large_enum_variant, reason = "there is one of them to a model")]
@@ -60,8 +61,9 @@ pub struct Model {
     /// Ids that end an answer, from every file that states some.
     pub eos: Vec<u32>,
     names: &'static Names,
-    /// The tokenizer, or why there is none: a prompt of token ids needs none.
-    tokenizer: Result<Tokenizer, String>,
+    /// Tokenizer and chat template, or why there are none: a prompt of token ids needs none. Shared, because an answer is
+    /// decoded while the engine, which owns the model, generates it.
+    text: Result<Arc<Text>, String>,
 }
 
 impl Model {
@@ -75,9 +77,9 @@ impl Model {
             return match file.gguf() {
                 Some(metadata) => {
                     let config = gguf::read(&file, metadata)?;
-                    let tokenizer = Tokenizer::from_gguf(metadata);
+                    let text = Text::from_gguf(metadata);
                     let model = Self::new(name, config, Weights::File(file), &family::GGUF_NAMES);
-                    Ok(model.with_tokenizer(tokenizer))
+                    Ok(model.with_text(text))
                 }
                 None if path.is_dir() => Err(Error::file(config_path, "not there, and no .gguf file beside it")),
                 None => Err(Error::file(path, "expected a .gguf file or the directory of a checkpoint")),
@@ -90,11 +92,11 @@ impl Model {
         if generation.is_file() {
             model.add_eos(&config::eos_of(&generation, &read_text(&generation)?)?);
         }
-        Ok(model.with_tokenizer(Tokenizer::from_dir(path)))
+        Ok(model.with_text(Text::from_dir(path)))
     }
 
     /// A checkpoint in memory: the text of its `config.json` and the bytes of its `.safetensors` file. It has no tokenizer
-    /// until [`Model::with_tokenizer`].
+    /// until [`Model::with_text`].
     pub fn from_parts(name: &str, config_json: &str, weights: impl Into<Bytes>) -> Result<Self> {
         let config = DecoderConfig::from_json(&PathBuf::from(format!("{name}/config.json")), config_json)?;
         let weights = WeightFile::from_bytes(format!("{name}/model.safetensors"), weights)?;
@@ -109,25 +111,25 @@ impl Model {
     }
 
     fn new(name: String, config: DecoderConfig, weights: Weights, names: &'static Names) -> Self {
-        let tokenizer = Err(format!("{name}: no tokenizer was given"));
-        Self { name, eos: config.eos.clone(), config, weights, names, tokenizer }
+        let text = Err(format!("{name}: no tokenizer was given"));
+        Self { name, eos: config.eos.clone(), config, weights, names, text }
     }
 
-    /// With this tokenizer, or the reason why there is none, and with the end tokens that it knows.
-    pub fn with_tokenizer(mut self, tokenizer: Result<Tokenizer>) -> Self {
-        if let Ok(tokenizer) = &tokenizer {
-            self.add_eos(tokenizer.eos());
+    /// With this tokenizer and chat template, or the reason why there are none, and with the end tokens that it knows.
+    pub fn with_text(mut self, text: Result<Text>) -> Self {
+        if let Ok(text) = &text {
+            self.add_eos(text.tokenizer.eos());
         }
-        self.tokenizer = tokenizer.map_err(|e| e.to_string());
+        self.text = text.map(Arc::new).map_err(|e| e.to_string());
         self
     }
 
-    /// Its tokenizer.
+    /// Its tokenizer and chat template.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the reason why there is none.
-    pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().map_err(Error::invalid)
+    /// [`Error::Invalid`] with the reason why there are none.
+    pub fn text(&self) -> Result<&Arc<Text>> {
+        self.text.as_ref().map_err(Error::invalid)
     }
 
     /// What its tensors are called.
