@@ -11,7 +11,6 @@ use super::link::Specialisation;
 use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Mutex;
 
 /// Kernels per submission. A submission costs tens of microseconds; 32 kernels of a decoder layer cost more than that.
 const FLUSH_EVERY: usize = 32;
@@ -21,6 +20,9 @@ const FLUSH_BYTES: u64 = 256 << 20;
 
 /// Submissions in flight.
 const MAX_AHEAD: usize = 8;
+
+/// How long the report of a finished copy may take, from a thread that only has to be scheduled.
+const CALLBACK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Bytes per step of a download.
 const DOWNLOAD_STEP: u64 = 256 << 20;
@@ -269,15 +271,16 @@ impl Wgpu {
             recorder.encoder(context).copy_buffer_to_buffer(&buffer.raw, word, &staging, 0, size);
             recorder.submit(context)?;
         }
-        let mapped = std::sync::Arc::new(Mutex::new(None));
-        let report = mapped.clone();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| *lock(&report) = Some(result));
+        let (report, mapped) = std::sync::mpsc::channel();
+        // Nobody listens any more only where this function has already failed.
+        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(report.send(result)));
         context.wait(None)?;
         let failed = |why: String| Error::Device(format!("reading back {size} bytes: {why}"));
-        match lock(&mapped).take() {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(failed(error.to_string())),
-            None => return Err(failed("the device did not answer".to_string())),
+        // The copy is done, but where several threads wait at a time, another one may be about to run our callback.
+        match mapped.recv_timeout(CALLBACK_TIMEOUT) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(failed(error.to_string())),
+            Err(_) => return Err(failed("the device did not answer".to_string())),
         }
         let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
         let skip = (start - word) as usize;
