@@ -32,8 +32,8 @@ pub fn dequantize_into(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()
     check(dtype, bytes.len(), out.len())?;
     match dtype {
         DType::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(bytes),
-        DType::F16 => f16s(bytes, out),
-        DType::BF16 => blocks(bytes, out, |b, o: &mut [f32; 1]| o[0] = half::bf16::from_le_bytes(*b).to_f32()),
+        DType::F16 => blocks(bytes, out, half),
+        DType::BF16 => blocks(bytes, out, bfloat),
         DType::U32 => return Err(Error::Unsupported("u32 values are not weights".into())),
         DType::Q4_0 => blocks(bytes, out, q4_0),
         DType::Q4_1 => blocks(bytes, out, q4_1),
@@ -69,19 +69,28 @@ fn blocks<const B: usize, const L: usize>(bytes: &[u8], out: &mut [f32], unpack:
     let (blocks, out) = (bytes.as_chunks::<B>().0, out.as_chunks_mut::<L>().0);
     pulp::Arch::new().dispatch(
         #[inline(always)]
-        || blocks.iter().zip(out).for_each(|(block, out)| unpack(block, out)),
+        || {
+            // A closure given to `for_each` would be compiled without the vector instructions: three times slower.
+            for (block, out) in blocks.iter().zip(out) {
+                unpack(block, out);
+            }
+        },
     );
 }
 
-/// Through an aligned buffer, because `half` converts slices with hardware instructions and `bytes` may lie anywhere.
-fn f16s(bytes: &[u8], out: &mut [f32]) {
-    use half::slice::HalfFloatSliceExt;
-    let mut buffer = [f16::ZERO; 256];
-    for (bytes, out) in bytes.chunks(512).zip(out.chunks_mut(256)) {
-        let halves = &mut buffer[..out.len()];
-        bytemuck::cast_slice_mut(halves).copy_from_slice(bytes);
-        halves.convert_to_f32_slice(out);
-    }
+/// Shifted into place, an f16 is an f32 too small by 2^112, subnormals included; infinities and NaN get their exponent.
+#[inline(always)]
+fn half(block: &[u8; 2], out: &mut [f32; 1]) {
+    let h = u32::from(u16::from_le_bytes(*block));
+    let magnitude = (f32::from_bits((h & 0x7fff) << 13) * 2f32.powi(112)).to_bits();
+    let special = if h & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    out[0] = f32::from_bits(magnitude | special | (h & 0x8000) << 16);
+}
+
+/// A bf16 is the upper half of an f32.
+#[inline(always)]
+fn bfloat(block: &[u8; 2], out: &mut [f32; 1]) {
+    out[0] = f32::from_bits(u32::from(u16::from_le_bytes(*block)) << 16);
 }
 
 /// The f16 at `at`.

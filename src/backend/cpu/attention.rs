@@ -16,21 +16,46 @@ pub(super) struct Index<'a> {
 }
 
 impl Index<'_> {
-    /// Calls `take` with every key below `limit` of head `h`'s row block `r`: those in ranges, then the columns.
-    fn for_each_key(&self, p: &AttentionParams, h: usize, r: usize, limit: u32, mut take: impl FnMut(u32)) {
+    /// Calls `flush` with every key below `limit` of head `h`'s row block `r`, at most [`KEYS`] at a time: those in
+    /// ranges, then the columns. `keys` is scratch.
+    fn for_each_tile(
+        &self,
+        p: &AttentionParams,
+        [h, r]: [usize; 2],
+        limit: u32,
+        keys: &mut Vec<u32>,
+        mut flush: impl FnMut(&[u32]),
+    ) {
+        keys.clear();
         let row = h * p.row_blocks as usize + r;
         let [first, count] = self.row_ranges[row].map(|x| x as usize);
-        for &[start, end] in &self.ranges[first..first + count] {
-            (start..end.min(limit)).for_each(&mut take);
+        for &[mut start, end] in &self.ranges[first..first + count] {
+            let end = end.min(limit);
+            while start < end {
+                let stop = end.min(start + (KEYS - keys.len()) as u32);
+                keys.extend(start..stop);
+                start = stop;
+                if keys.len() == KEYS {
+                    flush(keys);
+                    keys.clear();
+                }
+            }
         }
         let tiles = p.column_tiles as usize;
         let columns = self.columns[h * tiles * BLOCK..].chunks(BLOCK);
         for (&[low, high], columns) in self.keep[row * tiles..][..tiles].iter().zip(columns) {
             let mut bits = u64::from(high) << 32 | u64::from(low);
             while bits != 0 {
-                take(columns[bits.trailing_zeros() as usize]);
+                keys.push(columns[bits.trailing_zeros() as usize]);
                 bits &= bits - 1;
+                if keys.len() == KEYS {
+                    flush(keys);
+                    keys.clear();
+                }
             }
+        }
+        if !keys.is_empty() {
+            flush(keys);
         }
     }
 }
@@ -67,17 +92,8 @@ pub(super) fn attention(
             };
 
             // scores, online softmax, accumulate
-            keys.clear();
-            index.for_each_key(p, h, r, p.kv_len.min((first + queries) as u32), |key| {
-                keys.push(key);
-                if keys.len() == KEYS {
-                    tile.attend(keys, k, v, visible);
-                    keys.clear();
-                }
-            });
-            if !keys.is_empty() {
-                tile.attend(keys, k, v, visible);
-            }
+            let limit = p.kv_len.min((first + queries) as u32);
+            index.for_each_tile(p, [h, r], limit, keys, |keys| tile.attend(keys, k, v, visible));
 
             // output
             for (lane, row) in rows.chunks_exact_mut(d).take(queries).enumerate() {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 /// Up to this many rows of x, each weight row becomes f32 once in cache and meets all of them: decoding reads every
 /// weight once, so memory decides. Beyond it the blocked product wins.
-const FEW_ROWS: usize = 4;
+const FEW_ROWS: usize = 16;
 
 /// Elements of the panel of weight rows that becomes f32 at a time: 4 MiB, which stays in the outer caches.
 const PANEL: usize = 1 << 20;

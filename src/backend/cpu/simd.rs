@@ -19,7 +19,7 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let round = simd.splat_f32s(12_582_912.0);
     let low = simd.splat_f32s(-127.0);
     // A plain maximum would swallow NaN on some processors.
-    let x = simd.select_f32s(simd.less_than_f32s(x, low), low, x);
+    let x = select(simd, simd.less_than_f32s(x, low), low, x);
     let shifted = simd.add_f32s(x, round);
     let r = simd.sub_f32s(x, simd.sub_f32s(shifted, round));
     let mut p = simd.splat_f32s(P[5]);
@@ -29,6 +29,13 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let n = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
     let power = simd.transmute_f32s_u32s(simd.add_u32s(n, simd.splat_u32s(127 << 23)));
     simd.mul_f32s(p, power)
+}
+
+/// `if_true` where `mask` is set. (The trait's own for f32 is not always inlined: a call for each vector.)
+#[inline(always)]
+pub(super) fn select<S: Simd>(simd: S, mask: S::m32s, if_true: S::f32s, if_false: S::f32s) -> S::f32s {
+    let (a, b) = (simd.transmute_u32s_f32s(if_true), simd.transmute_u32s_f32s(if_false));
+    simd.transmute_f32s_u32s(simd.select_u32s(mask, a, b))
 }
 
 /// The dot product of two rows of one length.

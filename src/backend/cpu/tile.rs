@@ -3,8 +3,11 @@
 //! A query is a vector lane. Scores lie `[key][query]`, so the softmax, which runs along keys, never leaves its lane, and
 //! both products read K and V as they lie, one broadcast element at a time: keys may stand anywhere, in ranges or alone,
 //! at no cost. Scores are in units of ln 2, because 2^x is cheaper than e^x.
+//!
+//! Loops here are `for` loops throughout: a closure handed to `map` or `from_fn` is compiled without the vector
+//! instructions that `pulp` turned on around it, and calls them one by one.
 
-use super::simd::exp2;
+use super::simd::{exp2, select};
 use crate::backend::params::BLOCK;
 use pulp::{Arch, Simd, WithSimd};
 
@@ -295,7 +298,10 @@ fn score_group<S: Simd, const N: usize>(
     let d = queries.len();
     for (keys, scores) in keys.chunks(ROWS).zip(scores.as_chunks_mut::<ROWS>().0) {
         // A short last step repeats its last key; nobody reads the scores past the end.
-        let rows: [&[f32]; ROWS] = std::array::from_fn(|r| k.row(keys[r.min(keys.len() - 1)], d));
+        let mut rows = [&k.data[..0]; ROWS];
+        for (r, row) in rows.iter_mut().enumerate() {
+            *row = k.row(keys[r.min(keys.len() - 1)], d);
+        }
         let mut sums = [[simd.splat_f32s(0.0); N]; ROWS];
         for (i, q) in queries.iter().enumerate() {
             for (sums, row) in sums.iter_mut().zip(rows) {
@@ -340,7 +346,10 @@ fn softmax_group<S: Simd, const N: usize>(
         }
     }
     // Where nothing was seen yet the maximum is -inf, and -inf - -inf would be NaN.
-    let shift = max.map(|max| simd.select_f32s(simd.equal_f32s(max, none), zero, max));
+    let mut shift = *max;
+    for shift in &mut shift {
+        *shift = select(simd, simd.equal_f32s(*shift, none), zero, *shift);
+    }
     let mut total = [zero; N];
     for row in scores {
         for ((s, &shift), total) in row.iter_mut().zip(&shift).zip(&mut total) {
@@ -348,19 +357,28 @@ fn softmax_group<S: Simd, const N: usize>(
             *total = simd.add_f32s(*total, *s);
         }
     }
-    std::array::from_fn(|i| {
-        let rescale = exp2(simd, simd.sub_f32s(before[i], shift[i]));
-        weight[i] = simd.mul_add_e_f32s(weight[i], rescale, total[i]);
-        rescale
-    })
+    let mut rescale = before;
+    for (((rescale, &shift), weight), &total) in rescale.iter_mut().zip(&shift).zip(weight).zip(&total) {
+        *rescale = exp2(simd, simd.sub_f32s(*rescale, shift));
+        *weight = simd.mul_add_e_f32s(*weight, *rescale, total);
+    }
+    rescale
 }
 
 /// values: `[element block][key][element]`, so that the next loop reads them in order.
 #[inline(always)]
 fn pack_values(keys: &[u32], v: Rows, d: usize, values: &mut [[f32; ROWS]]) {
     for (i, &key) in keys.iter().enumerate() {
-        for (block, row) in v.row(key, d).chunks(ROWS).enumerate() {
-            values[block * KEYS + i][..row.len()].copy_from_slice(row);
+        // Whole blocks by themselves: a copy of unknown length is a call, and 22 calls a key took a fifth of the time.
+        let (whole, rest) = v.row(key, d).as_chunks::<ROWS>();
+        let mut blocks = values.iter_mut().skip(i).step_by(KEYS);
+        for (row, block) in whole.iter().zip(blocks.by_ref()) {
+            *block = *row;
+        }
+        if let Some(block) = blocks.next() {
+            for (x, &v) in block.iter_mut().zip(rest) {
+                *x = v;
+            }
         }
     }
 }
