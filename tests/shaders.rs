@@ -21,7 +21,7 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "append_kv" => (AppendKvParams::FIELDS, &[]),
         "cast" => (CastParams::FIELDS, &[]),
         "embed" => (EmbedParams::FIELDS, &["first_id"]),
-        "matmul" | "matvec" => (MatmulParams::FIELDS, &[]),
+        "matmul" | "matmul_coop" | "matvec" => (MatmulParams::FIELDS, &[]),
         "rms_norm" => (RmsNormParams::FIELDS, &[]),
         "rope" => (RopeParams::FIELDS, &[]),
         "silu_mul" => (SiluMulParams::FIELDS, &[]),

@@ -14,19 +14,16 @@ const SMALL_BINDING: u64 = 16 << 10;
 /// The tiers that run here, with the adapter's limits and with small ones; none where no driver is installed.
 fn devices() -> Vec<Wgpu> {
     let open =
-        |(tier, max_binding_bytes)| match Wgpu::new(None, Options { tier, max_binding_bytes, ..Options::default() }) {
+        |tier, max_binding_bytes| match Wgpu::new(None, Options { tier, max_binding_bytes, ..Options::default() }) {
             Ok(device) => Some(device),
             Err(Error::Unavailable(why)) => {
-                eprintln!("skipped: {why}");
+                eprintln!("not run: {why}");
                 None
             }
             Err(error) => panic!("{error}"),
         };
-    let small = Some(SMALL_BINDING);
-    [(Tier::Plain, None), (Tier::Subgroup, None), (Tier::Plain, small), (Tier::Subgroup, small)]
-        .into_iter()
-        .filter_map(open)
-        .collect()
+    let tiers = [Tier::Plain, Tier::Subgroup, Tier::Coop8, Tier::Coop16];
+    tiers.into_iter().flat_map(|tier| [open(tier, None), open(tier, Some(SMALL_BINDING))]).flatten().collect()
 }
 
 /// Values that are the same in f16, in [-2, 2).
@@ -323,6 +320,8 @@ fn matmul_in_all_forms() {
         (64, 128, 72, 3, 140),
         (133, 257, 100, 0, 257),
         (130, 64, 33, 64, 128),
+        (150, 140, 96, 4, 148),
+        (65, 90, 64, 1, 91),
     ];
     for b in devices() {
         for (case, (m, n, k, column, out_cols)) in shapes.into_iter().enumerate() {

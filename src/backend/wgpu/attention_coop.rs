@@ -85,7 +85,7 @@ impl CoopVariant {
 
     /// Queries of a workgroup: 64 or 128.
     pub fn rows(&self, traits: &Traits) -> u32 {
-        self.subgroups / self.team * self.row_tiles * matrix(traits)
+        self.subgroups / self.team * self.row_tiles * traits.matrix()
     }
 
     /// Bytes of workgroup memory, as the arrays of the kernel add up.
@@ -95,7 +95,7 @@ impl CoopVariant {
     }
 
     fn fits(&self, traits: &Traits, head_dim: u32) -> bool {
-        let (cm, sg) = (matrix(traits), traits.subgroup_max);
+        let (cm, sg) = (traits.matrix(), traits.subgroup_max);
         let rows = self.rows(traits);
         let lanes_row = sg * self.team.max(1) / (self.row_tiles.min(self.team) * cm).max(1);
         traits.subgroup_min == sg
@@ -113,14 +113,14 @@ impl CoopVariant {
     /// Fragments of the output that pass through a subgroup's part of the scores at a time: as many as fit and divide
     /// them, in whole vectors for each lane; 0 where that is impossible.
     fn out_group(&self, traits: &Traits, head_dim: u32) -> u32 {
-        let (cm, sg) = (matrix(traits), traits.subgroup_max);
+        let (cm, sg) = (traits.matrix(), traits.subgroup_max);
         let (fragments, room) = (head_dim / cm / self.team, self.keys / self.team / cm);
         let whole = |n: &u32| fragments % n == 0 && (n * cm * cm / 4) % sg == 0;
         (1..=room).rev().find(whole).unwrap_or(0)
     }
 
     pub(super) fn specialisation(&self, traits: &Traits, head_dim: u32, out: DType) -> Specialisation {
-        let (cm, sg) = (matrix(traits), traits.subgroup_max);
+        let (cm, sg) = (traits.matrix(), traits.subgroup_max);
         let softmax_tiles = (self.row_tiles / self.team).max(1);
         let softmax_rows = self.row_tiles * cm / self.team / softmax_tiles;
         let lanes_row = sg / softmax_rows;
@@ -155,15 +155,6 @@ impl CoopVariant {
             .lanes(4)
             .with("invocation_subgroup")
             .with(if self.vectors { "coop_tiles_vec4" } else { "coop_tiles_scalar" })
-    }
-}
-
-/// Rows and columns of the tier's matrices, 0 where it has none.
-fn matrix(traits: &Traits) -> u32 {
-    match traits.tier {
-        Tier::Coop16 => 16,
-        Tier::Coop8 => 8,
-        _ => 0,
     }
 }
 

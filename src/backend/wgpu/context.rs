@@ -113,7 +113,9 @@ impl Capabilities {
 
     fn supports(&self, tier: Tier) -> bool {
         let f16 = self.features.contains(wgpu::Features::SHADER_F16);
-        let coop = self.features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        // Kernels share work among a known number of subgroups, and wgpu cannot ask for a size where a device has several.
+        let coop = self.features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
+            && self.info.subgroup_min_size == self.info.subgroup_max_size;
         match tier {
             Tier::Auto | Tier::Plain => true,
             Tier::Subgroup => f16 && self.subgroups(),
@@ -395,7 +397,7 @@ impl Context {
             return Err(Error::Unsupported(format!("shader {label} is not in the list that the tests validate")));
         }
         let mut module = specialisation.module()?;
-        dump(&label, &module.text);
+        dump(specialisation, &module.text);
         let bindings = module.bindings();
         let (_, immediate_size) = module.immediates();
         self.barrier.apply(&mut module.ir);
@@ -459,12 +461,17 @@ impl Drop for Context {
     }
 }
 
-/// Writes a linked shader to `$MINFERENCE_DUMP_SHADERS`, if set. A failure is the debugging user's to see, not an error.
-fn dump(label: &str, text: &str) {
+/// Writes a linked shader to `$MINFERENCE_DUMP_SHADERS`, if set, under its kernel's name and a hash of its label, which
+/// is the first line: labels are longer than file names may be. A failure is the debugging user's to see, not an error.
+fn dump(specialisation: &Specialisation, text: &str) {
+    use std::hash::{DefaultHasher, Hash, Hasher};
     let Some(dir) = std::env::var_os("MINFERENCE_DUMP_SHADERS").map(PathBuf::from) else { return };
-    let written = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(dir.join(format!("{label}.wgsl")), text));
-    if let Err(error) = written {
-        eprintln!("{}: {error}", dir.display());
+    let mut hash = DefaultHasher::new();
+    specialisation.hash(&mut hash);
+    let path = dir.join(format!("{}-{:016x}.wgsl", specialisation.kernel(), hash.finish()));
+    let text = format!("// {}\n{text}", specialisation.label());
+    if let Err(error) = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(&path, text)) {
+        eprintln!("{}: {error}", path.display());
     }
 }
 

@@ -19,17 +19,70 @@ macro_rules! sources {
 
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
-    "add" "append_kv" "attention" "attention_coop" "build_index_keep" "build_index_place" "build_index_rows" "cast"
-    "decode_attention" "decode_attention_merge" "embed" "matmul" "matvec" "pool_blocks" "rms_norm" "rope"
-    "score_blocks" "score_last_queries_merge" "score_last_queries_rows" "score_last_queries_sums" "select_blocks"
-    "select_top_k" "silu_mul");
+    "add"
+    "append_kv"
+    "attention"
+    "attention_coop"
+    "build_index_keep"
+    "build_index_place"
+    "build_index_rows"
+    "cast"
+    "decode_attention"
+    "decode_attention_merge"
+    "embed"
+    "matmul"
+    "matmul_coop"
+    "matvec"
+    "pool_blocks"
+    "rms_norm"
+    "rope"
+    "score_blocks"
+    "score_last_queries_merge"
+    "score_last_queries_rows"
+    "score_last_queries_sums"
+    "select_blocks"
+    "select_top_k"
+    "silu_mul"
+);
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "coop_tiles_scalar" "coop_tiles_vec4" "dot_tile" "input_scalar" "input_vec4" "invocation" "invocation_subgroup"
-    "lanes_1" "lanes_4" "matmul_out" "out_f16" "out_f32" "radix_select" "reduce_subgroup" "reduce_workgroup"
-    "rows16_subgroup" "rows16_workgroup" "scan_subgroup" "scan_workgroup" "team_subgroup" "team_workgroup"
-    "tile_order" "weight_bf16" "weight_f16_packed" "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
+    "coop_tiles_scalar"
+    "coop_tiles_vec4"
+    "dot_tile"
+    "input8_vec4"
+    "input8_wide"
+    "input_scalar"
+    "input_vec4"
+    "invocation"
+    "invocation_subgroup"
+    "lanes_1"
+    "lanes_4"
+    "matmul_out"
+    "matmul_out4_scalar"
+    "matmul_out4_vec4"
+    "out_f16"
+    "out_f32"
+    "radix_select"
+    "reduce_subgroup"
+    "reduce_workgroup"
+    "rows16_subgroup"
+    "rows16_workgroup"
+    "scan_subgroup"
+    "scan_workgroup"
+    "stage_scalar"
+    "stage_vec4"
+    "team_subgroup"
+    "team_workgroup"
+    "tile_order"
+    "weight8_vec4"
+    "weight8_wide"
+    "weight_bf16"
+    "weight_f16_packed"
+    "weight_f16_packed_vec4"
+    "weight_scalar"
+    "weight_vec4"
+);
 
 /// Stems of all kernels that can be linked.
 pub fn kernels() -> impl Iterator<Item = &'static str> {
@@ -47,9 +100,10 @@ enum Definition {
     Alias(&'static str),
 }
 
-/// WGSL's name of an element, or of four.
+/// WGSL's name of one element, of four, or of eight f16.
 fn wgsl(dtype: DType, lanes: u64) -> &'static str {
     match (dtype, lanes) {
+        (DType::F16, 8) => "mat2x4<f16>",
         (DType::F16, 4) => "vec4<f16>",
         (DType::F16, _) => "f16",
         (DType::U32, 4) => "vec4<u32>",
@@ -138,7 +192,7 @@ impl Specialisation {
         self.kernel
     }
 
-    /// A name that tells it from all others and can be a file's.
+    /// A name that tells it from all others.
     pub fn label(&self) -> String {
         let mut label = self.kernel.to_string();
         for (name, value) in &self.definitions {
@@ -150,7 +204,7 @@ impl Specialisation {
         for fragment in &self.fragments {
             let _ = write!(label, "-{fragment}");
         }
-        label.replace(['<', '>'], "_")
+        label
     }
 
     /// The linked WGSL, loops over registers unrolled.

@@ -1,6 +1,8 @@
-//! Products with a weight matrix: decoding rows by `matvec`, everything else in tiles by `matmul`.
+//! Products with a weight matrix: decoding rows by `matvec`, the rest in tiles, on cooperative matrices (`matmul_coop`)
+//! where the device has them and the inner length allows, else in registers (`matmul`).
 
 use super::buffer::{Binding, lanes};
+use super::context::lock;
 use super::link::Specialisation;
 use super::queue::fold;
 use super::{Traits, Wgpu};
@@ -23,6 +25,95 @@ fn matvec_teams(traits: &Traits) -> u32 {
 
 /// Columns of a tile.
 const BLOCK_N: u32 = 128;
+
+/// The shape of a `matmul_coop` group: each of its `subgroups` owns `fragments` matrices (rows x columns in both).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    /// Rows x columns x inner length x stages.
+    pub(super) name: &'static str,
+    matrix: u32,
+    fragments: [u32; 2],
+    subgroups: [u32; 2],
+    block_k: u32,
+    stages: u32,
+    /// Operands are read as 2 x 4 matrices, 16 bytes at once.
+    wide: bool,
+}
+
+macro_rules! tiles {
+    ($($name:literal: $matrix:literal, $fragments:expr, $subgroups:expr, $k:literal, $stages:literal, $wide:literal;)*) => {
+        &[$(Tile {
+            name: $name,
+            matrix: $matrix,
+            fragments: $fragments,
+            subgroups: $subgroups,
+            block_k: $k,
+            stages: $stages,
+            wide: $wide,
+        }),*]
+    };
+}
+
+/// Shapes to choose from. The first of a matrix size that a device can hold is its default for large products.
+const TILES: &[Tile] = tiles! {
+    // name: matrix size, fragments, subgroups, inner length, stages, wide reads
+    "128x256x16x2": 16, [4, 4], [2, 4], 16, 2, false;
+    "128x256x16x2w": 16, [4, 4], [2, 4], 16, 2, true;
+    "256x128x16x2": 16, [4, 4], [4, 2], 16, 2, false;
+    "256x128x16x2w": 16, [4, 4], [4, 2], 16, 2, true;
+    "128x256x32x1": 16, [4, 4], [2, 4], 32, 1, false;
+    "128x256x32x1w": 16, [4, 4], [2, 4], 32, 1, true;
+    "256x128x32x1": 16, [4, 4], [4, 2], 32, 1, false;
+    "128x128x32x2": 16, [4, 4], [2, 2], 32, 2, false;
+    "128x128x32x2w": 16, [4, 4], [2, 2], 32, 2, true;
+    "128x128x32x1": 16, [4, 4], [2, 2], 32, 1, false;
+    "128x128x32x1w": 16, [4, 4], [2, 2], 32, 1, true;
+    "128x128x64x1": 16, [4, 4], [2, 2], 64, 1, false;
+    "128x128x16x2": 16, [4, 4], [2, 2], 16, 2, false;
+    "128x128x32x1s8": 16, [2, 4], [4, 2], 32, 1, false;
+    "128x128x32x1t8": 16, [4, 2], [2, 4], 32, 1, false;
+    "128x256x32x1s16": 16, [2, 4], [4, 4], 32, 1, false;
+    "128x256x16x2u8": 16, [2, 8], [4, 2], 16, 2, false;
+    "64x256x32x1": 16, [4, 4], [1, 4], 32, 1, false;
+    "64x128x32x2": 16, [4, 4], [1, 2], 32, 2, false;
+    "64x64x16x2": 8, [4, 4], [2, 2], 16, 2, false;
+    "64x64x32x1": 8, [4, 4], [2, 2], 32, 1, false;
+};
+
+impl Tile {
+    fn rows(&self) -> u32 {
+        self.fragments[0] * self.matrix * self.subgroups[0]
+    }
+
+    fn columns(&self) -> u32 {
+        self.fragments[1] * self.matrix * self.subgroups[1]
+    }
+
+    /// How often the lanes go to stage so many rows, 8 elements each; 0 where their number does not divide them.
+    fn passes(&self, traits: &Traits, rows: u32) -> u32 {
+        let (elements, at_once) =
+            (rows * self.block_k, 8 * self.subgroups[0] * self.subgroups[1] * traits.subgroup_max);
+        if elements.is_multiple_of(at_once) { elements / at_once } else { 0 }
+    }
+
+    /// Whether a device can run it: matrices of that size, room in workgroup memory, lanes that share the staging evenly,
+    /// and not so many elements a lane that its registers overflow.
+    fn fits(&self, traits: &Traits) -> bool {
+        let subgroups = self.subgroups[0] * self.subgroups[1];
+        let staged = 2 * self.stages * (self.rows() + self.columns()) * (self.block_k + 8);
+        let spread = 4 * subgroups * self.matrix * (self.matrix + 4);
+        let passes = [self.rows(), self.columns()].map(|rows| self.passes(traits, rows));
+        self.matrix == traits.matrix()
+            && staged + spread <= traits.workgroup_bytes
+            && passes.iter().all(|n| (1..=8).contains(n))
+    }
+
+    /// The tiles that a device can run.
+    pub(super) fn all(traits: &Traits) -> impl Iterator<Item = &'static Tile> + use<> {
+        let traits = *traits;
+        TILES.iter().filter(move |tile| tile.fits(&traits))
+    }
+}
 
 /// What decides the form of a product, besides the device.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,6 +149,37 @@ impl Operands {
             .with(invocation)
     }
 
+    /// On cooperative matrices, storing `lanes` columns at a time.
+    fn cooperative(&self, traits: &Traits, tile: &Tile, lanes: u64) -> Specialisation {
+        let operand_lanes = if tile.wide { 8 } else { 4 };
+        let fragment = |narrow, wide| if tile.wide { wide } else { narrow };
+        // Metal's matrix loads take pointers to scalars; the 8 x 8 tier is Metal's.
+        let stage = if tile.matrix == 8 { "stage_scalar" } else { "stage_vec4" };
+        Specialisation::new("matmul_coop", traits)
+            .cooperative()
+            .constant("MATRIX", tile.matrix)
+            .read("In", DType::F16, operand_lanes)
+            .with(fragment("input8_vec4", "input8_wide"))
+            .read("Weight", DType::F16, operand_lanes)
+            .with(fragment("weight8_vec4", "weight8_wide"))
+            .constant("SUBGROUP", traits.subgroup_max)
+            .constant("FRAGMENTS_M", tile.fragments[0])
+            .constant("FRAGMENTS_N", tile.fragments[1])
+            .constant("SUBGROUPS_M", tile.subgroups[0])
+            .constant("SUBGROUPS_N", tile.subgroups[1])
+            .constant("BLOCK_K", tile.block_k)
+            .constant("STAGES", tile.stages)
+            .constant("X_PASSES", tile.passes(traits, tile.rows()))
+            .constant("W_PASSES", tile.passes(traits, tile.columns()))
+            .with(stage)
+            .constant("BIAS", u32::from(self.bias))
+            .write(self.out, lanes)
+            .lanes(lanes)
+            .with(if lanes == 4 { "matmul_out4_vec4" } else { "matmul_out4_scalar" })
+            .with("tile_order")
+            .with("invocation_subgroup")
+    }
+
     /// `rows` of 4 or 8 per lane: tiles of 64 or 128 rows.
     fn tiled(&self, traits: &Traits, rows: u32) -> Specialisation {
         // Staged as they are stored where both are f16: half the traffic of workgroup memory.
@@ -81,6 +203,12 @@ pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
                     let operands = Operands { w: *w, x_lanes, w_lanes, bias, out };
                     list.push(operands.matvec(traits));
                     list.extend([4, 8].map(|rows| operands.tiled(traits, rows)));
+                }
+            }
+            for bias in [false, true] {
+                let operands = Operands { w: DType::F16, x_lanes: 4, w_lanes: 4, bias, out };
+                for tile in Tile::all(traits).filter(|_| *w == DType::F16) {
+                    list.extend([1, 4].map(|lanes| operands.cooperative(traits, tile, lanes)));
                 }
             }
         }
@@ -107,7 +235,6 @@ pub(super) fn matmul(
         bias: bias.is_some(),
         out: out.dtype,
     };
-    let (x, w) = (x.with_lanes(operands.x_lanes), w.with_lanes(operands.w_lanes));
     for (column, n) in b.row_bands(p.n, w_row) {
         let skip = column * out.element_bytes();
         let w = w.rows(column, n, w_row);
@@ -116,21 +243,48 @@ pub(super) fn matmul(
         for (row, m) in b.row_bands(p.m, x_row.max(out_row)) {
             let band = MatmulParams { m: m as u32, n: n as u32, ..*p };
             let bindings = [x.rows(row, m, x_row), w, bias.unwrap_or(b.placeholder()), out.rows(row, m, out_row)];
-            launch(b, &band, &operands, &bindings)?;
+            launch(b, &band, &operands, bindings)?;
         }
     }
     Ok(())
 }
 
 /// One product whose operands can be bound whole.
-fn launch(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: &[Binding; 4]) -> Result<()> {
+fn launch(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: [Binding; 4]) -> Result<()> {
     let traits = &b.context.traits;
+    if p.m > MATVEC_ROWS
+        && let Some(tile) = cooperative_tile(b, p, operands, &bindings)
+    {
+        let [x, w, bias, out] = bindings;
+        let out_lanes = lanes(&[out], &[p.n, p.out_stride]);
+        let operand_lanes = if tile.wide { 8 } else { 4 };
+        let bindings = [x.with_lanes(operand_lanes), w.with_lanes(operand_lanes), bias, out.with_lanes(out_lanes)];
+        let tiles = u64::from(p.n.div_ceil(tile.columns())) * u64::from(p.m.div_ceil(tile.rows()));
+        return b.dispatch(&operands.cooperative(traits, tile, out_lanes), p, &bindings, fold(tiles));
+    }
+    let [x, w, bias, out] = bindings;
+    let bindings = [x.with_lanes(operands.x_lanes), w.with_lanes(operands.w_lanes), bias, out];
     if p.m <= MATVEC_ROWS {
         let columns = 4 * matvec_teams(traits);
         let groups = u64::from(p.n.div_ceil(columns)) * u64::from(p.m);
-        return b.dispatch(&operands.matvec(traits), p, bindings, fold(groups));
+        return b.dispatch(&operands.matvec(traits), p, &bindings, fold(groups));
     }
     let rows = if p.m <= 64 { 4 } else { 8 };
     let tiles = u64::from(p.n.div_ceil(BLOCK_N)) * u64::from(p.m.div_ceil(16 * rows));
-    b.dispatch(&operands.tiled(traits, rows), p, bindings, fold(tiles))
+    b.dispatch(&operands.tiled(traits, rows), p, &bindings, fold(tiles))
+}
+
+/// The tile for a product on cooperative matrices, where the device has them and the operands allow it.
+fn cooperative_tile(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: &[Binding; 4]) -> Option<&'static Tile> {
+    let aligned = bindings[..2].iter().all(|operand| operand.start().is_multiple_of(16));
+    if operands.w != DType::F16 || !aligned || p.x_stride % 8 != 0 {
+        return None;
+    }
+    let usable = |tile: &&Tile| p.k.is_multiple_of(tile.block_k);
+    if let Some(name) = *lock(&b.matmul_tile) {
+        return Tile::all(&b.context.traits).filter(usable).find(|tile| tile.name == name);
+    }
+    // The smallest tile that holds all rows where there are few, else the default.
+    let few = Tile::all(&b.context.traits).filter(usable).filter(|tile| tile.rows() >= p.m);
+    few.min_by_key(|tile| tile.rows()).or_else(|| Tile::all(&b.context.traits).find(usable))
 }

@@ -142,6 +142,15 @@ impl Traits {
         if self.f16() { DType::F16 } else { DType::F32 }
     }
 
+    /// The size of cooperative matrices, 0 where there are none.
+    pub fn matrix(&self) -> u32 {
+        match self.tier {
+            Tier::Coop16 => 16,
+            Tier::Coop8 => 8,
+            _ => 0,
+        }
+    }
+
     /// The types that an operand "act or f32" can have, each once.
     fn act_or_f32(&self) -> impl Iterator<Item = DType> + use<> {
         let f16 = self.f16().then_some(DType::F16);
@@ -182,6 +191,8 @@ pub fn devices() -> Vec<DeviceInfo> {
 pub struct Wgpu {
     context: Context,
     recorder: Mutex<queue::Recorder>,
+    /// The tile that `matmul` was told to use.
+    matmul_tile: Mutex<Option<&'static str>>,
     /// Bound where an operation has no operand for a binding.
     placeholder: Buffer,
     /// What [`Wgpu::use_attention_kernel`] set.
@@ -209,7 +220,13 @@ impl Wgpu {
 
     fn over(context: Context) -> Result<Self> {
         let placeholder = Buffer::unaccounted(context.create_buffer(16, false)?, 16);
-        Ok(Self { context, recorder: Mutex::default(), placeholder, attention: Mutex::default() })
+        Ok(Self {
+            context,
+            recorder: Mutex::default(),
+            matmul_tile: Mutex::default(),
+            placeholder,
+            attention: Mutex::default(),
+        })
     }
 
     fn placeholder(&self) -> buffer::Binding<'_> {
@@ -222,6 +239,16 @@ impl Wgpu {
     /// What decides which shaders run.
     pub fn traits(&self) -> &Traits {
         &self.context.traits
+    }
+
+    /// Names of the tile shapes that products on cooperative matrices can have here, the default first.
+    pub fn matmul_tiles(&self) -> Vec<&'static str> {
+        matmul::Tile::all(&self.context.traits).map(|tile| tile.name).collect()
+    }
+
+    /// Makes products use one of [`Wgpu::matmul_tiles`] wherever its inner length allows, or the default again.
+    pub fn use_matmul_tile(&self, name: Option<&'static str>) {
+        *context::lock(&self.matmul_tile) = name;
     }
 }
 
