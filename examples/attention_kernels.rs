@@ -1,0 +1,324 @@
+//! Checks and times every form of the attention kernel that a wgpu device can run, and the estimation before it.
+//!
+//! ```text
+//! attention_kernels [--device N] [--lengths 8192,32768,131072] [--heads 32] [--kv-heads 8] [--head-dim 128]
+//!                   [--patterns dense,a_shape:1024:4096,...] [--kernels s8t2r2k32p1,tiles,...] [--seconds 0.5]
+//! ```
+//!
+//! First, on short inputs, all rows against the CPU; then per length and pattern one line a kernel: milliseconds (median),
+//! TFLOP/s over exactly the pairs that the index gives, and the error of sampled rows against f64. Vertical-slash sets are
+//! `bands`: half the offsets next to the diagonal, the rest in bands of 32 to 256 at random places.
+
+use minference::attention::attend;
+use minference::backend::cpu::Cpu;
+use minference::backend::wgpu::{AttentionKernel, Options, Wgpu};
+use minference::backend::{Backend, params::BLOCK};
+use minference::estimate::{choose, estimate, from_sets};
+use minference::index::SparseIndex;
+use minference::ops::{self, AttentionShape};
+use minference::pattern::HeadPattern;
+use minference::tensor::Tensor;
+use minference::{DType, Error, Result};
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+struct Arguments {
+    device: Option<usize>,
+    lengths: Vec<usize>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    patterns: Vec<HeadPattern>,
+    kernels: Vec<AttentionKernel>,
+    seconds: f64,
+}
+
+fn list<T: std::str::FromStr<Err = E>, E: std::fmt::Display>(text: &str) -> Result<Vec<T>> {
+    text.split(',').map(|item| item.parse().map_err(|e| Error::invalid(format!("{item}: {e}")))).collect()
+}
+
+fn arguments() -> Result<Arguments> {
+    let mut a = Arguments {
+        device: None,
+        lengths: vec![8192, 32768, 131072],
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        patterns: list("dense,a_shape:1024:4096,vertical_slash:1000:6096,vertical_slash:3500:100,block_sparse:100")?,
+        kernels: vec![],
+        seconds: 0.5,
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(name) = words.next() {
+        let value = words.next().ok_or_else(|| Error::invalid(format!("{name} needs a value")))?;
+        let number = |text: &str| text.parse().map_err(|_| Error::invalid(format!("{name}: a number, got {text}")));
+        match name.as_str() {
+            "--device" => a.device = Some(number(&value)?),
+            "--lengths" => a.lengths = list(&value)?,
+            "--heads" => a.heads = number(&value)?,
+            "--kv-heads" => a.kv_heads = number(&value)?,
+            "--head-dim" => a.head_dim = number(&value)?,
+            "--patterns" => a.patterns = list(&value)?,
+            "--kernels" => a.kernels = list(&value)?,
+            "--seconds" => a.seconds = list(&value)?[0],
+            _ => return Err(Error::invalid(format!("unknown option {name}"))),
+        }
+    }
+    Ok(a)
+}
+
+/// SplitMix64 of a counter: the same values in any order.
+fn hash(seed: u64, i: u64) -> u64 {
+    let mut z = (seed.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ i).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Roughly normal values, rounded to f16.
+fn normal(n: usize, seed: u64, deviation: f32) -> Vec<half::f16> {
+    let value = |i: usize| {
+        let z = hash(seed, i as u64);
+        let sum: f32 = (0..4).map(|k| (z >> (16 * k) & 0xffff) as f32 / 65536.0 - 0.5).sum();
+        half::f16::from_f32(sum * 1.732 * deviation)
+    };
+    (0..n).into_par_iter().map(value).collect()
+}
+
+/// One layer: token-major queries, head-major keys and values.
+struct Layer {
+    shape: AttentionShape,
+    q: Vec<half::f16>,
+    k: Vec<half::f16>,
+    v: Vec<half::f16>,
+}
+
+impl Layer {
+    fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize, q_len: usize, q_start: usize) -> Self {
+        let kv_len = q_start + q_len;
+        let shape = AttentionShape {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            q_len,
+            kv_len,
+            q_start,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            q_stride: [n_heads * head_dim, head_dim],
+            k_stride: [head_dim, kv_len * head_dim],
+            v_stride: [head_dim, kv_len * head_dim],
+            out_stride: [n_heads * head_dim, head_dim],
+        };
+        let keys = n_kv_heads * kv_len * head_dim;
+        Self { shape, q: normal(n_heads * q_len * head_dim, 1, 1.0), k: normal(keys, 2, 1.0), v: normal(keys, 3, 1.0) }
+    }
+
+    fn on<B: Backend>(&self, b: &B) -> Result<[Tensor<B>; 3]> {
+        let upload = |x: &[half::f16]| match b.activation() {
+            DType::F16 => Tensor::from_slice(b, DType::F16, [x.len()], x),
+            other => {
+                let values: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
+                debug_assert_eq!(other, DType::F32);
+                Tensor::from_slice(b, DType::F32, [x.len()], &values)
+            }
+        };
+        Ok([upload(&self.q)?, upload(&self.k)?, upload(&self.v)?])
+    }
+
+    /// One row of the output in f64, over these keys.
+    fn row(&self, head: usize, query: usize, keys: &[usize]) -> Vec<f64> {
+        let s = &self.shape;
+        let q = &self.q[query * s.q_stride[0] + head * s.q_stride[1]..][..s.head_dim];
+        let kv_head = head / (s.n_heads / s.n_kv_heads);
+        let row = |x: &'_ [half::f16], key: usize| -> Vec<f64> {
+            let start = kv_head * s.k_stride[1] + key * s.k_stride[0];
+            x[start..start + s.head_dim].iter().map(|x| x.to_f64()).collect()
+        };
+        let score = |&key: &usize| -> f64 {
+            let dot: f64 = q.iter().zip(row(&self.k, key)).map(|(q, k)| q.to_f64() * k).sum();
+            dot * f64::from(s.scale)
+        };
+        let scores: Vec<f64> = keys.par_iter().map(score).collect();
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let (mut sum, mut out) = (0.0, vec![0.0; s.head_dim]);
+        for (key, score) in keys.iter().zip(&scores) {
+            let weight = (score - top).exp();
+            sum += weight;
+            out.iter_mut().zip(row(&self.v, *key)).for_each(|(o, v)| *o += weight * v);
+        }
+        out.iter().map(|o| o / sum).collect()
+    }
+}
+
+/// Keys that the index gives one query.
+fn keys_of(b: &Wgpu, index: &SparseIndex<Wgpu>, head: usize, query: usize) -> Result<Vec<usize>> {
+    let l = index.layout;
+    let row = head * l.row_blocks() + query / BLOCK;
+    let part = |t: &Tensor<Wgpu>, first: usize, n: usize| -> Result<Vec<u32>> {
+        let buffer = t.view().slice().buffer;
+        let bytes = pollster::block_on(b.download(buffer, 4 * first..4 * (first + n)))?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    };
+    let place = part(&index.row_ranges, 2 * row, 2)?;
+    let window = part(&index.window, 2 * head, 2)?;
+    let ranges = part(&index.ranges, 2 * place[0] as usize, 2 * place[1] as usize)?;
+    let position = l.q_start + query;
+    let inside = |key: &usize| *key <= position && (position - key < window[1] as usize || *key < window[0] as usize);
+    let mut keys: Vec<usize> = ranges.chunks(2).flat_map(|r| r[0] as usize..r[1] as usize).filter(inside).collect();
+    if l.column_tiles > 0 {
+        let columns = part(&index.columns, head * l.column_tiles * BLOCK, l.column_tiles * BLOCK)?;
+        let keep = part(&index.keep, row * l.column_tiles * 2, l.column_tiles * 2)?;
+        let kept = |i: &usize| keep[i / 32] >> (i % 32) & 1 == 1;
+        keys.extend((0..columns.len()).filter(kept).map(|i| columns[i] as usize));
+    }
+    Ok(keys)
+}
+
+fn relative_l2(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
+    let (error, norm) = pairs.fold((0.0, 0.0), |(e, n), (got, want)| (e + (got - want).powi(2), n + want * want));
+    (error / norm).sqrt()
+}
+
+/// Median seconds of a call, after one to warm up, for about `budget` seconds.
+fn time(b: &Wgpu, budget: f64, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut once = || -> Result<f64> {
+        let start = Instant::now();
+        call()?;
+        b.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let first = once()?;
+    let mut times = vec![once()?];
+    while times.iter().sum::<f64>() + first.min(budget) < budget && times.len() < 50 {
+        times.push(once()?);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+/// The offsets and columns of the `bands` recipe.
+fn bands(n: usize, columns: usize, offsets: usize, head: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut count = 0;
+    let mut next = || {
+        count += 1;
+        hash(1000003 + head as u64, count) as usize
+    };
+    let (columns, offsets) = (columns.min(n), offsets.min(n));
+    let mut v: BTreeSet<usize> = (0..columns.min(30)).collect();
+    while v.len() < columns {
+        v.insert(next() % n);
+    }
+    let base = (offsets / 2).max(offsets.min(100));
+    let mut s: BTreeSet<usize> = (0..base).collect();
+    while s.len() < offsets {
+        let width = 32 + next() % 225;
+        let first = base + next() % (n - base).max(1);
+        for offset in first..(first + width).min(n) {
+            if s.len() < offsets {
+                s.insert(offset);
+            }
+        }
+    }
+    let u32s = |set: BTreeSet<usize>| set.into_iter().map(|x| x as u32).collect();
+    (u32s(v), u32s(s))
+}
+
+/// Every row of short inputs against the CPU, for every kernel; says which are right.
+fn check(b: &Wgpu, kernels: &[AttentionKernel], heads: usize, kv_heads: usize, head_dim: usize) -> Result<()> {
+    let cpu = Cpu::new();
+    let mix = ["dense", "a_shape:30:200", "vertical_slash:100:300", "block_sparse:4"];
+    let patterns: Vec<HeadPattern> = (0..heads).map(|i| mix[i % 4].parse()).collect::<Result<_>>()?;
+    for (q_len, q_start) in [(1000, 0), (1024, 0), (333, 1000), (1, 0)] {
+        let layer = Layer::new(heads, kv_heads, head_dim, q_len, q_start);
+        fn run<B: Backend>(b: &B, layer: &Layer, patterns: &[HeadPattern]) -> Result<Vec<f32>> {
+            let [q, k, v] = layer.on(b)?;
+            let s = &layer.shape;
+            let mut out = Tensor::alloc(b, DType::F32, [s.q_len, s.n_heads * s.head_dim])?;
+            attend(b, patterns, s, q.view(), k.view(), v.view(), out.view_mut(), None)?;
+            out.to_f32(b)
+        }
+        let want = run(&cpu, &layer, &patterns)?;
+        for kernel in kernels {
+            b.use_attention_kernel(Some(*kernel));
+            let got = run(b, &layer, &patterns)?;
+            let error = relative_l2(got.iter().zip(&want).map(|(g, w)| (f64::from(*g), f64::from(*w))));
+            let verdict = if error < 1e-3 { "right" } else { "WRONG" };
+            println!("check {q_len:5} from {q_start:5}  {kernel:16} {verdict} (rel. L2 {error:.1e})");
+        }
+    }
+    Ok(())
+}
+
+/// The index of a pattern: given sets for vertical-slash heads, else the estimate.
+fn index(
+    b: &Wgpu,
+    layer: &Layer,
+    pattern: HeadPattern,
+    q: &Tensor<Wgpu>,
+    k: &Tensor<Wgpu>,
+) -> Result<SparseIndex<Wgpu>> {
+    let s = &layer.shape;
+    match pattern {
+        HeadPattern::VerticalSlash { columns, offsets } => {
+            let sets = (0..s.n_heads).into_par_iter().map(|h| bands(s.kv_len, columns, offsets, h));
+            let (columns, offsets): (Vec<_>, Vec<_>) = sets.unzip();
+            from_sets(b, &columns, &offsets, s)
+        }
+        _ => estimate(b, &vec![pattern; s.n_heads], s, q.view(), k.view()),
+    }
+}
+
+fn main() -> Result<()> {
+    let a = arguments()?;
+    let b = Wgpu::new(a.device, Options::default())?;
+    println!("{:?}\n{:?}", b.info(), b.traits());
+    let all = b.attention_kernels(a.head_dim);
+    let kernels: Vec<_> = all.iter().copied().filter(|k| a.kernels.is_empty() || a.kernels.contains(k)).collect();
+    check(&b, &kernels, 8, 2, a.head_dim)?;
+
+    for &n in &a.lengths {
+        let layer = Layer::new(a.heads, a.kv_heads, a.head_dim, n, 0);
+        let s = &layer.shape;
+        let [q, k, v] = layer.on(&b)?;
+        let mut out = Tensor::alloc(&b, b.activation(), [n, s.n_heads * s.head_dim])?;
+        println!("\n{n} tokens, {} heads on {}, head dim {}", s.n_heads, s.n_kv_heads, s.head_dim);
+        for &pattern in &a.patterns {
+            let patterns = vec![pattern; s.n_heads];
+            let choosing = time(&b, a.seconds, || choose(&b, &patterns, s, q.view(), k.view()).map(drop))?;
+            let both = time(&b, a.seconds, || estimate(&b, &patterns, s, q.view(), k.view()).map(drop))?;
+            let index = index(&b, &layer, pattern, &q, &k)?;
+            let pairs: f64 = index.pairs.to_u32(&b)?.iter().map(|&p| f64::from(p)).sum();
+            let density = pairs / (s.n_heads as f64 * s.causal_pairs() as f64);
+            println!(
+                "{pattern}: density {density:.4}; estimate {:.2} ms, of which index {:.2} ms",
+                both * 1e3,
+                (both - choosing) * 1e3
+            );
+            let samples: Vec<(usize, usize)> = (0..6)
+                .map(|i| (hash(7, i) as usize % s.n_heads, if i == 0 { n - 1 } else { hash(8, i) as usize % n }))
+                .collect();
+            let mut want = Vec::new();
+            for &(head, query) in &samples {
+                want.push(layer.row(head, query, &keys_of(&b, &index, head, query)?));
+            }
+            for kernel in &kernels {
+                b.use_attention_kernel(Some(*kernel));
+                let mut call = || ops::attention(&b, s, q.view(), k.view(), v.view(), &index, out.view_mut(), None);
+                call()?;
+                b.synchronize()?;
+                let seconds = time(&b, a.seconds, &mut call)?;
+                let mut error = 0f64;
+                for (&(head, query), want) in samples.iter().zip(&want) {
+                    let got = out.view().rows(query..query + 1).to_f32(&b)?;
+                    let got = &got[head * s.head_dim..][..s.head_dim];
+                    error = error.max(relative_l2(got.iter().zip(want).map(|(g, w)| (f64::from(*g), *w))));
+                }
+                let tflops = 4.0 * s.head_dim as f64 * pairs / seconds / 1e12;
+                let verdict = if error < 2e-3 { "" } else { " WRONG" };
+                println!("  {kernel:16} {:10.3} ms {tflops:8.2} TFLOP/s  rel. L2 {error:.1e}{verdict}", seconds * 1e3);
+            }
+        }
+    }
+    Ok(())
+}
