@@ -8,6 +8,11 @@
 //
 // Scores, maxima, sums and the output are f32; K, V, Q and the probabilities lie in workgroup memory as Elem.
 // Relies on build_index: ranges and columns of a row are disjoint, columns lie before the row block.
+//
+// Why no index needs a check: heads and row blocks are below those of the index (the guard on `id`); the ranges of a row
+// block are the (first, count) that build_index wrote; a key is below its range's end or at most kv_len - 1; rows read are
+// at most q_len - 1, rows written are below q_len; columns and masks end at 64 * column_tiles; vec4s of a head stop at
+// head_dim / 4; places in workgroup memory are bounded by constants.
 struct Params {
     // heads of this dispatch; query heads per KV head, and the first head's place among those of its KV head
     heads: u32,

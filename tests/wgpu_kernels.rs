@@ -83,6 +83,16 @@ impl Case {
         Self { shape, q, k, v }
     }
 
+    /// Keys that grow along the text: maxima keep growing too, up to scores of hundreds, and outputs are rescaled.
+    fn steep(mut self) -> Self {
+        let (d, len) = (self.shape.head_dim, self.shape.kv_len);
+        let capacity = self.shape.k_stride[1] / d;
+        for (i, x) in self.k.iter_mut().enumerate() {
+            *x = half::f16::from_f32(*x * (1.0 + 40.0 * ((i / d) % capacity) as f32 / len as f32)).to_f32();
+        }
+        self
+    }
+
     fn on<B: Backend>(&self, b: &B) -> [Tensor<B>; 3] {
         [&self.q, &self.k, &self.v].map(|x| Tensor::activation(b, [x.len()], x).unwrap())
     }
@@ -119,6 +129,7 @@ fn cases() -> Vec<(&'static str, Case)> {
         ("dim 96, chunk", Case::new(2, 2, 96, 200, 321, 4)),
         ("dim 128, aligned chunk", Case::new(6, 2, 128, 256, 512, 5)),
         ("dim 256", Case::new(2, 1, 256, 130, 0, 6)),
+        ("steep", Case::new(4, 2, 64, 500, 0, 7).steep()),
     ]
 }
 
@@ -178,6 +189,7 @@ fn attention_on_matrices_matches_the_cpu() {
         ("ragged", Case::new(4, 2, 32, 700, 0, 3)),
         ("chunk", Case::new(4, 2, 32, 200, 321, 4)),
         ("dim 64, aligned chunk", Case::new(6, 2, 64, 256, 512, 5)),
+        ("steep", Case::new(4, 2, 32, 500, 0, 6).steep()),
     ] {
         for kernel in b.attention_kernels(case.shape.head_dim) {
             if kernel == AttentionKernel::Tiles {

@@ -7,7 +7,7 @@ use crate::{DType, Error, Result};
 
 /// One form of the kernel: how a workgroup divides its rows, keys and head among subgroups.
 ///
-/// As text: `s8t2r2k32p1`.
+/// As text: `s8t2r2k32p1`, with `e` behind it for workgroup memory element by element and `r` for scores in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CoopVariant {
     /// Subgroups of a workgroup.
@@ -22,13 +22,16 @@ pub struct CoopVariant {
     pub prefetch: bool,
     /// Whether workgroup memory is in vectors of four: not on Metal.
     pub vectors: bool,
+    /// Whether scores stay in registers: where SPIR-V can be given as it is.
+    pub registers: bool,
 }
 
 impl std::fmt::Display for CoopVariant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { subgroups, team, row_tiles, keys, prefetch, vectors } = *self;
+        let Self { subgroups, team, row_tiles, keys, prefetch, vectors, registers } = *self;
         write!(f, "s{subgroups}t{team}r{row_tiles}k{keys}p{}", u32::from(prefetch))?;
-        if vectors { Ok(()) } else { f.write_str("e") }
+        f.write_str(if vectors { "" } else { "e" })?;
+        f.write_str(if registers { "r" } else { "" })
     }
 }
 
@@ -36,8 +39,8 @@ impl std::str::FromStr for CoopVariant {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (numbers, vectors) = text.strip_suffix('e').map_or((text, true), |numbers| (numbers, false));
-        let mut rest = numbers;
+        let (rest, registers) = text.strip_suffix('r').map_or((text, false), |rest| (rest, true));
+        let (mut rest, vectors) = rest.strip_suffix('e').map_or((rest, true), |rest| (rest, false));
         let mut number = |letter: char| {
             let digits = rest.strip_prefix(letter)?;
             let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
@@ -47,7 +50,7 @@ impl std::str::FromStr for CoopVariant {
         let all = (number('s'), number('t'), number('r'), number('k'), number('p'));
         match (all, rest) {
             ((Some(subgroups), Some(team), Some(row_tiles), Some(keys), Some(prefetch @ 0..=1)), "") => {
-                Ok(Self { subgroups, team, row_tiles, keys, prefetch: prefetch == 1, vectors })
+                Ok(Self { subgroups, team, row_tiles, keys, prefetch: prefetch == 1, vectors, registers })
             }
             _ => Err(Error::invalid(format!("attention variant: expected one like s8t2r2k32p1, got {text}"))),
         }
@@ -55,7 +58,7 @@ impl std::str::FromStr for CoopVariant {
 }
 
 /// All forms that are tried, best guess first, for matrices of 16 and of 8.
-const VARIANTS_16: [&str; 10] = [
+const VARIANTS_16: [&str; 17] = [
     "s8t2r2k32p1",
     "s4t1r2k32p0",
     "s8t1r1k32p1",
@@ -66,9 +69,26 @@ const VARIANTS_16: [&str; 10] = [
     "s4t1r1k16p1",
     "s8t2r2k16p1",
     "s4t1r2k16p1",
+    "s8t2r2k32p1r",
+    "s8t2r2k32p0r",
+    "s8t1r1k32p1r",
+    "s4t2r2k32p1r",
+    "s4t2r2k32p0r",
+    "s4t1r1k32p1r",
+    "s4t1r2k32p0r",
 ];
-const VARIANTS_8: [&str; 6] =
-    ["s4t1r2k16p1e", "s8t1r1k16p1e", "s8t2r2k16p0e", "s8t1r2k16p1", "s16t2r1k16p1", "s4t1r2k32p0"];
+const VARIANTS_8: [&str; 10] = [
+    "s4t1r2k16p1e",
+    "s8t1r1k16p1e",
+    "s8t2r2k16p0e",
+    "s8t1r2k16p1",
+    "s16t2r1k16p1",
+    "s4t1r2k32p0",
+    "s4t1r2k16p1r",
+    "s8t2r2k16p0er",
+    "s8t1r2k16p1r",
+    "s16t2r1k16p1r",
+];
 
 impl CoopVariant {
     /// The forms that a device can run for a head dim of the kernels, best guess first; empty without cooperative matrices
@@ -99,13 +119,15 @@ impl CoopVariant {
         let rows = self.rows(traits);
         let lanes_row = sg * self.team.max(1) / (self.row_tiles.min(self.team) * cm).max(1);
         traits.subgroup_min == sg
+            && (traits.passthrough || !self.registers)
             && cm > 0
-            && head_dim % (cm * self.team) == 0
-            && self.keys % (cm * self.team) == 0
+            && head_dim.is_multiple_of(cm * self.team)
+            && self.keys.is_multiple_of(cm * self.team)
             && (rows == 64 || rows == 128)
             && (self.keys == 16 || self.keys == 32)
             && lanes_row > 0
-            && self.keys % (4 * lanes_row) == 0
+            && self.keys.is_multiple_of(4 * lanes_row)
+            && (self.keys / self.team).is_multiple_of(4 * sg / cm)
             && self.out_group(traits, head_dim) > 0
             && self.bytes(traits, head_dim) <= traits.workgroup_bytes
     }
@@ -115,7 +137,7 @@ impl CoopVariant {
     fn out_group(&self, traits: &Traits, head_dim: u32) -> u32 {
         let (cm, sg) = (traits.matrix(), traits.subgroup_max);
         let (fragments, room) = (head_dim / cm / self.team, self.keys / self.team / cm);
-        let whole = |n: &u32| fragments % n == 0 && (n * cm * cm / 4) % sg == 0;
+        let whole = |n: &u32| fragments.is_multiple_of(*n) && (n * cm * cm / 4).is_multiple_of(sg);
         (1..=room).rev().find(whole).unwrap_or(0)
     }
 
@@ -127,7 +149,8 @@ impl CoopVariant {
         let lanes_out = sg / cm;
         let out_group = self.out_group(traits, head_dim);
         let threads = sg * self.subgroups;
-        Specialisation::new("attention_coop", traits)
+        let kernel = if self.registers { "attention_coop_registers" } else { "attention_coop" };
+        let form = Specialisation::new(kernel, traits)
             .cooperative()
             .constant("HEAD_DIM", head_dim)
             .constant("CM", cm)
@@ -154,7 +177,13 @@ impl CoopVariant {
             .write(out, 4)
             .lanes(4)
             .with("invocation_subgroup")
-            .with(if self.vectors { "coop_tiles_vec4" } else { "coop_tiles_scalar" })
+            .with("coop_walk")
+            .with(if self.vectors { "coop_tiles_vec4" } else { "coop_tiles_scalar" });
+        if self.registers {
+            form.constant("VECS_MEMBER", self.keys / self.team / 4 / lanes_out).elementwise(cm * cm / sg)
+        } else {
+            form
+        }
     }
 }
 

@@ -211,6 +211,7 @@ impl Context {
             | wgpu::Features::SUBGROUP_BARRIER
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::PIPELINE_CACHE
+            | wgpu::Features::PASSTHROUGH_SHADERS
             | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("minference"),
@@ -281,6 +282,7 @@ impl Context {
             subgroup_min: if capabilities.subgroups() { capabilities.info.subgroup_min_size } else { 0 },
             subgroup_max: if capabilities.subgroups() { capabilities.info.subgroup_max_size } else { 0 },
             workgroup_bytes: capabilities.limits.max_compute_workgroup_storage_size,
+            passthrough: vulkan && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS),
         };
         let disk = device
             .features()
@@ -414,12 +416,29 @@ impl Context {
                 count: None,
             })
             .collect();
+        let spirv = if specialisation.is_elementwise() { Some(module.spirv()?) } else { None };
+        let workgroup_size = module.ir.entry_points.first().map_or([0; 3], |entry| entry.workgroup_size);
         self.guarded(&format!("compiling {label}"), || {
             let descriptor = wgpu::ShaderModuleDescriptor {
                 label: Some(&label),
                 source: wgpu::ShaderSource::Naga(std::borrow::Cow::Owned(module.ir)),
             };
-            let shader = if self.checked {
+            let shader = if let Some(words) = spirv {
+                // SAFETY: naga's own SPIR-V of a module it validated, with three function bodies put in that touch
+                // nothing but their parameter; entry point and workgroup size are the module's, and the bindings the
+                // layout's below. For what the kernel indexes, see below.
+                unsafe {
+                    self.device.create_shader_module_passthrough(wgpu::ShaderModuleDescriptorPassthrough {
+                        label: Some(&label),
+                        entry_points: std::borrow::Cow::Owned(vec![wgpu::PassthroughShaderEntryPoint {
+                            name: "main".into(),
+                            workgroup_size: workgroup_size.into(),
+                        }]),
+                        spirv: Some(words.into()),
+                        ..Default::default()
+                    })
+                }
+            } else if self.checked {
                 self.device.create_shader_module(descriptor)
             } else {
                 // SAFETY: the shaders are this crate's own. Their loops end, their divisors are not zero, and every

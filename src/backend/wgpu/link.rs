@@ -6,6 +6,7 @@
 //! device: the tests compile exactly that list for every API, and the context builds pipelines for nothing else.
 
 use super::Traits;
+use super::elements::splice;
 use super::unroll::unroll;
 use crate::{DType, Error, Result};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -19,70 +20,19 @@ macro_rules! sources {
 
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
-    "add"
-    "append_kv"
-    "attention"
-    "attention_coop"
-    "build_index_keep"
-    "build_index_place"
-    "build_index_rows"
-    "cast"
-    "decode_attention"
-    "decode_attention_merge"
-    "embed"
-    "matmul"
-    "matmul_coop"
-    "matvec"
-    "pool_blocks"
-    "rms_norm"
-    "rope"
-    "score_blocks"
-    "score_last_queries_merge"
-    "score_last_queries_rows"
-    "score_last_queries_sums"
-    "select_blocks"
-    "select_top_k"
-    "silu_mul"
-);
+    "add" "append_kv" "attention" "attention_coop" "attention_coop_registers" "build_index_keep" "build_index_place"
+    "build_index_rows" "cast" "decode_attention" "decode_attention_merge" "embed" "matmul" "matmul_coop" "matvec"
+    "pool_blocks" "rms_norm" "rope" "score_blocks" "score_last_queries_merge" "score_last_queries_rows"
+    "score_last_queries_sums" "select_blocks" "select_top_k" "silu_mul");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "coop_tiles_scalar"
-    "coop_tiles_vec4"
-    "dot_tile"
-    "input8_vec4"
-    "input8_wide"
-    "input_scalar"
-    "input_vec4"
-    "invocation"
-    "invocation_subgroup"
-    "lanes_1"
-    "lanes_4"
-    "matmul_out"
-    "matmul_out4_scalar"
-    "matmul_out4_vec4"
-    "out_f16"
-    "out_f32"
-    "radix_select"
-    "reduce_subgroup"
-    "reduce_workgroup"
-    "rows16_subgroup"
-    "rows16_workgroup"
-    "scan_subgroup"
-    "scan_workgroup"
-    "stage_scalar"
-    "stage_vec4"
-    "team_subgroup"
-    "team_workgroup"
-    "tile_order"
-    "weight8_vec4"
-    "weight8_wide"
-    "weight_bf16"
-    "weight_f16_packed"
-    "weight_f16_packed_vec4"
-    "weight_scalar"
-    "weight_vec4"
-);
+    "coop_elements" "coop_tiles_scalar" "coop_tiles_vec4" "coop_walk" "dot_tile" "input8_vec4" "input8_wide"
+    "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "matmul_out"
+    "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32" "radix_select" "reduce_subgroup" "reduce_workgroup"
+    "rows16_subgroup" "rows16_workgroup" "scan_subgroup" "scan_workgroup" "stage_scalar" "stage_vec4" "team_subgroup"
+    "team_workgroup" "tile_order" "weight8_vec4" "weight8_wide" "weight_bf16" "weight_f16_packed"
+    "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
 
 /// Stems of all kernels that can be linked.
 pub fn kernels() -> impl Iterator<Item = &'static str> {
@@ -121,13 +71,22 @@ pub struct Specialisation {
     definitions: Vec<(&'static str, Definition)>,
     f16: bool,
     coop: bool,
+    /// Elements of a fragment that a lane holds, where the kernel works on them; else 0.
+    elements: u32,
 }
 
 impl Specialisation {
     /// A kernel for devices of these traits: `Elem`, the activation type, is defined, and f16 enabled where there is one.
     pub fn new(kernel: &'static str, traits: &Traits) -> Self {
         let elem = Definition::Alias(if traits.f16() { "f16" } else { "f32" });
-        Self { kernel, fragments: vec![], definitions: vec![("Elem", elem)], f16: traits.f16(), coop: false }
+        Self {
+            kernel,
+            fragments: vec![],
+            definitions: vec![("Elem", elem)],
+            f16: traits.f16(),
+            coop: false,
+            elements: 0,
+        }
     }
 
     /// Links a file of `shaders/shared/`.
@@ -180,6 +139,17 @@ impl Specialisation {
     pub fn cooperative(mut self) -> Self {
         self.coop = true;
         self
+    }
+
+    /// Works on the elements of fragments, `elements` of which a lane holds: see [`Module::spirv`].
+    pub(super) fn elementwise(mut self, elements: u32) -> Self {
+        self.elements = elements;
+        self.with("coop_elements")
+    }
+
+    /// Whether it has functions that exist in SPIR-V only.
+    pub fn is_elementwise(&self) -> bool {
+        self.elements > 0
     }
 
     /// Whether it uses cooperative matrices, for which naga has no HLSL.
@@ -246,7 +216,7 @@ impl Specialisation {
         let info = Validator::new(ValidationFlags::all(), Capabilities::all())
             .validate(&ir)
             .map_err(|e| explain(e.emit_to_string(&text)))?;
-        Ok(Module { ir, info, text })
+        Ok(Module { ir, info, text, elements: self.elements })
     }
 }
 
@@ -258,6 +228,7 @@ pub struct Module {
     pub info: naga::valid::ModuleInfo,
     /// The WGSL it came from.
     pub text: String,
+    elements: u32,
 }
 
 /// One storage binding of a shader.
@@ -272,6 +243,22 @@ pub struct BindingInfo {
 }
 
 impl Module {
+    /// SPIR-V without run-time checks, with the functions that exist in it only put in ([`super::elements`]).
+    pub fn spirv(&self) -> Result<Vec<u32>> {
+        use naga::back::spv;
+        let options = spv::Options {
+            lang_version: (1, 3),
+            // Names: by them functions are found.
+            flags: spv::WriterFlags::DEBUG,
+            force_loop_bounding: false,
+            zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+            ..Default::default()
+        };
+        let words = spv::write_vec(&self.ir, &self.info, &options, None)
+            .map_err(|e| Error::Device(format!("writing SPIR-V: {e}")))?;
+        if self.elements > 0 { splice(&words, self.elements) } else { Ok(words) }
+    }
+
     /// Storage bindings of group 0, by index.
     pub fn bindings(&self) -> Vec<BindingInfo> {
         let mut found: Vec<BindingInfo> = self

@@ -22,6 +22,7 @@ mod build_index;
 mod cast;
 mod context;
 mod decode_attention;
+mod elements;
 mod embed;
 pub mod launch;
 pub mod link;
@@ -109,6 +110,8 @@ pub struct Traits {
     pub subgroup_max: u32,
     /// Bytes of workgroup memory.
     pub workgroup_bytes: u32,
+    /// Whether SPIR-V can be given as it is: Vulkan.
+    pub passthrough: bool,
 }
 
 impl Traits {
@@ -120,11 +123,13 @@ impl Traits {
         ("amd", Self::of(Tier::Subgroup, 32, 64, 65536)),
         ("nvidia", Self::of(Tier::Subgroup, 32, 32, 49152)),
         ("apple-coop8", Self::of(Tier::Coop8, 32, 32, 32768)),
+        ("lavapipe-coop8", Self { passthrough: true, ..Self::of(Tier::Coop8, 8, 8, 32768) }),
         ("nvidia-coop16", Self::of(Tier::Coop16, 32, 32, 49152)),
     ];
 
     const fn of(tier: Tier, subgroup_min: u32, subgroup_max: u32, workgroup_bytes: u32) -> Self {
-        Self { tier, subgroup_min, subgroup_max, workgroup_bytes }
+        let passthrough = matches!(tier, Tier::Coop16);
+        Self { tier, subgroup_min, subgroup_max, workgroup_bytes, passthrough }
     }
 
     /// Whether activations are f16: every tier but the plain one.
