@@ -6,7 +6,9 @@
 // walks its row block's ranges in tiles of TILE_K keys from wherever they start, then the tiles of single columns whose
 // keep mask is not empty. Later row blocks have more keys and come first, all heads of a row block together.
 //
-// Scores, maxima, sums and the output are f32; K, V, Q and the probabilities lie in workgroup memory as Elem.
+// All arithmetic is f32. Tiles of Q, K and V lie in workgroup memory as f32 too: converting an f16 where it is used would
+// be done again for each of the 8 rows or 4 keys that an invocation has, 3 conversions to 8 multiplications. So that they
+// fit, they come in parts: STEP vec4s of Q and K at a time for the scores, 64 elements of VALUES values for the output.
 // Relies on build_index: ranges and columns of a row are disjoint, columns lie before the row block.
 //
 // Why no index needs a check: heads and row blocks are below those of the index (the guard on `id`); the ranges of a row
@@ -67,8 +69,8 @@ const TILE_Q: u32 = 8u * ROWS;
 const TILE_K: u32 = 16u * KEYS;
 const HEAD_VECS: u32 = HEAD_DIM / 4u;
 // One vec4 more than a row, so that rows begin in different banks.
-const Q_PITCH: u32 = HEAD_VECS + 1u;
-const KV_PITCH: u32 = CHUNK + 1u;
+const PITCH: u32 = STEP + 1u;
+const V_PITCH: u32 = 17u;
 const P_PITCH: u32 = 17u;
 
 const LOG2_E: f32 = 1.4426950408889634;
@@ -77,9 +79,10 @@ const LN_2: f32 = 0.6931471805599453;
 const MASKED: f32 = -3e38;
 const LOWEST: f32 = -1e30;
 
-var<workgroup> s_q: array<vec4<Elem>, TILE_Q * Q_PITCH>;
-var<workgroup> s_kv: array<vec4<Elem>, TILE_K * KV_PITCH>;
-var<workgroup> s_p: array<vec${KEYS}<Elem>, TILE_Q * P_PITCH>;
+var<workgroup> s_q: array<vec4<f32>, TILE_Q * PITCH>;
+// A part of K, or of V.
+var<workgroup> s_kv: array<vec4<f32>, KV_VECS>;
+var<workgroup> s_p: array<vec${KEYS}<Probability>, TILE_Q * P_PITCH>;
 
 // The log-sum-exp of no key. A variable, because WGSL has no infinite constants.
 var<private> negative_infinity: u32 = 0xff800000u;
@@ -98,31 +101,56 @@ fn key_at(i: u32) -> u32 {
     return min(key0 + i, key_end - 1u);
 }
 
-// Copies CHUNK vec4s of each key of the tile, from vec4 `first` on. Slot i of K takes key (i % 16) * KEYS + i / 16, so that
-// an invocation owns neighbouring keys and its reads hit different banks; V lies in order.
-fn stage_k(lane: u32, base: u32, first: u32) {
-    for (var x = lane; x < TILE_K * CHUNK; x += THREADS) {
-        let slot = x / CHUNK;
-        let d = first + x % CHUNK;
-        let key = key_at((slot % 16u) * KEYS + slot / 16u);
+// Copies STEP vec4s of each query, from vec4 `first` on; rows beyond the last repeat it and are not written.
+fn stage_q(lane: u32, base: u32, row0: u32, first: u32) {
+//@for i 0 Q_STAGE
+    {
+        let x = lane + ${i}u * THREADS;
+        let d = first + x % STEP;
+        let row = min(row0 + x / STEP, p.q_len - 1u) - p.row_first;
         var value = vec4<Elem>();
         if d < p.head_dim / 4u {
-            value = k[base + key * (p.k_row_stride / 4u) + d];
+            value = q[base + row * (p.q_row_stride / 4u) + d];
         }
-        s_kv[slot * KV_PITCH + x % CHUNK] = value;
+        if x < TILE_Q * STEP {
+            s_q[x / STEP * PITCH + x % STEP] = vec4<f32>(value);
+        }
     }
+//@end
 }
 
-fn stage_v(lane: u32, base: u32, first: u32) {
-    for (var x = lane; x < TILE_K * CHUNK; x += THREADS) {
-        let slot = x / CHUNK;
-        let d = first + x % CHUNK;
+// The same of each key. Slot i takes key (i % 16) * KEYS + i / 16, so that an invocation owns neighbouring keys and its reads
+// hit different banks.
+fn stage_k(lane: u32, base: u32, first: u32) {
+//@for i 0 K_STAGE
+    {
+        let x = lane + ${i}u * THREADS;
+        let slot = x / STEP;
+        let d = first + x % STEP;
+        var value = vec4<Elem>();
+        if x < TILE_K * STEP && d < p.head_dim / 4u {
+            value = k[base + key_at((slot % 16u) * KEYS + slot / 16u) * (p.k_row_stride / 4u) + d];
+        }
+        if x < TILE_K * STEP {
+            s_kv[slot * PITCH + x % STEP] = vec4<f32>(value);
+        }
+    }
+//@end
+}
+
+// 16 vec4s of VALUES values, from vec4 `first` and place `place` on.
+fn stage_v(lane: u32, base: u32, first: u32, place: u32) {
+//@for i 0 V_STAGE
+    {
+        let x = lane + ${i}u * THREADS;
+        let d = first + x % 16u;
         var value = vec4<Elem>();
         if d < p.head_dim / 4u {
-            value = v[base + key_at(slot) * (p.v_row_stride / 4u) + d];
+            value = v[base + key_at(place + x / 16u) * (p.v_row_stride / 4u) + d];
         }
-        s_kv[slot * KV_PITCH + x % CHUNK] = value;
+        s_kv[x / 16u * V_PITCH + x % 16u] = vec4<f32>(value);
     }
+//@end
 }
 
 // The keep bits of columns [first, first + TILE_K) of a row block whose mask begins at `base`: 0 where the tile can be skipped.
@@ -140,9 +168,9 @@ fn main(at: Invocation) {
     if id >= p.heads * p.row_tiles {
         return;
     }
-    let place = tile_place(at);
-    let tx = place.x;
-    let ty = place.y;
+    let lane = at.lane;
+    let tx = tile_place(at).x;
+    let ty = tile_place(at).y;
     let head = id % p.heads;
     let row0 = p.row_first + (p.row_tiles - 1u - id / p.heads) * TILE_Q;
     let row_end = min(row0 + TILE_Q, p.q_len);
@@ -151,17 +179,7 @@ fn main(at: Invocation) {
     let k_base = p.k_at + kv_head * (p.k_head_stride / 4u);
     let v_base = p.v_at + kv_head * (p.v_head_stride / 4u);
 
-    // queries; rows beyond the last repeat it and are not written
     let q_base = p.q_at + head * (p.q_head_stride / 4u);
-    for (var x = at.lane; x < TILE_Q * HEAD_VECS; x += THREADS) {
-        let row = min(row0 + x / HEAD_VECS, p.q_len - 1u) - p.row_first;
-        let d = x % HEAD_VECS;
-        var value = vec4<Elem>();
-        if d < p.head_dim / 4u {
-            value = q[q_base + row * (p.q_row_stride / 4u) + d];
-        }
-        s_q[(x / HEAD_VECS) * Q_PITCH + d] = value;
-    }
 
     let row = head * p.row_blocks + row_block;
     var next_range = row_ranges[p.row_ranges_at + 2u * row];
@@ -222,16 +240,17 @@ fn main(at: Invocation) {
         var s${i}_${j} = 0.0;
 //@end
 //@end
-        for (var first = 0u; first < HEAD_VECS; first += CHUNK) {
+        for (var first = 0u; first < HEAD_VECS; first += STEP) {
             workgroupBarrier();
-            stage_k(at.lane, k_base, first);
+            stage_q(lane, q_base, row0, first);
+            stage_k(lane, k_base, first);
             workgroupBarrier();
-            for (var d = 0u; d < min(CHUNK, HEAD_VECS - first); d++) {
+            for (var d = 0u; d < STEP; d++) {
 //@for j 0 KEYS
-                let k${j} = vec4<f32>(s_kv[(tx + ${16*j}u) * KV_PITCH + d]);
+                let k${j} = s_kv[(tx + ${16*j}u) * PITCH + d];
 //@end
 //@for i 0 ROWS
-                let q${i} = vec4<f32>(s_q[(ty * ROWS + ${i}u) * Q_PITCH + first + d]);
+                let q${i} = s_q[(ty * ROWS + ${i}u) * PITCH + d];
 //@for j 0 KEYS
                 s${i}_${j} = fma(q${i}.x, k${j}.x, fma(q${i}.y, k${j}.y, fma(q${i}.z, k${j}.z, fma(q${i}.w, k${j}.w, s${i}_${j}))));
 //@end
@@ -280,7 +299,7 @@ fn main(at: Invocation) {
 //@for j 0 KEYS
             e[${j}] = exp2(s${i}_${j} - m);
 //@end
-            s_p[(ty * ROWS + ${i}u) * P_PITCH + tx] = vec${KEYS}<Elem>(e);
+            s_p[(ty * ROWS + ${i}u) * P_PITCH + tx] = vec${KEYS}<Probability>(e);
             l${i} = l${i} * shrink + dot(e, vec${KEYS}<f32>(1.0));
 //@for j 0 OUT_VECS
             o${i}_${j} *= shrink;
@@ -289,27 +308,24 @@ fn main(at: Invocation) {
 //@end
 
         // accumulate
-//@for c 0 CHUNKS
-        workgroupBarrier();
-        stage_v(at.lane, v_base, ${c}u * CHUNK);
-        workgroupBarrier();
-        for (var key = 0u; key < 16u; key++) {
+//@for n 0 OUT_VECS
+        for (var place = 0u; place < TILE_K; place += VALUES) {
+            workgroupBarrier();
+            stage_v(lane, v_base, ${16*n}u, place);
+            workgroupBarrier();
+            for (var i = 0u; i < VALUES / KEYS; i++) {
 //@for i 0 ROWS
-            let p${i} = vec${KEYS}<f32>(s_p[(ty * ROWS + ${i}u) * P_PITCH + key]);
+                let p${i} = vec${KEYS}<f32>(s_p[(ty * ROWS + ${i}u) * P_PITCH + place / KEYS + i]);
 //@end
 //@for j 0 KEYS
-            {
-                let at_key = (key * KEYS + ${j}u) * KV_PITCH;
-//@for n 0 CHUNK_OUT_VECS
-                let v${n} = vec4<f32>(s_kv[at_key + min(tx + ${16*n}u, CHUNK - 1u)]);
-//@end
+                {
+                    let value = s_kv[(i * KEYS + ${j}u) * V_PITCH + tx];
 //@for i 0 ROWS
-//@for n 0 CHUNK_OUT_VECS
-                o${i}_${c*CHUNK_OUT_VECS+n} = fma(vec4<f32>(p${i}[${j}]), v${n}, o${i}_${c*CHUNK_OUT_VECS+n});
+                    o${i}_${n} = fma(vec4<f32>(p${i}[${j}]), value, o${i}_${n});
 //@end
+                }
 //@end
             }
-//@end
         }
 //@end
         key0 += TILE_K;
@@ -329,12 +345,10 @@ fn main(at: Invocation) {
             let sum = sums[${i}];
             let inverse = select(0.0, 1.0 / sum, sum > 0.0);
             let row_base = out_base + (query - p.row_first) * (p.out_row_stride / 4u);
-//@for c 0 CHUNKS
-//@for n 0 CHUNK_OUT_VECS
-            if tx + ${16*n}u < CHUNK && ${c}u * CHUNK + tx + ${16*n}u < p.head_dim / 4u {
-                out[row_base + ${c}u * CHUNK + tx + ${16*n}u] = to_out(o${i}_${c*CHUNK_OUT_VECS+n} * inverse);
+//@for n 0 OUT_VECS
+            if ${16*n}u + tx < p.head_dim / 4u {
+                out[row_base + ${16*n}u + tx] = to_out(o${i}_${n} * inverse);
             }
-//@end
 //@end
             if p.write_lse != 0u && tx == 0u {
                 lse[p.lse_at + head * p.q_len + query] = select(bitcast<f32>(negative_infinity), (m${i} + log2(sum)) * LN_2, sum > 0.0);

@@ -21,30 +21,38 @@ pub(super) fn kernel_head_dim(head_dim: u32) -> u32 {
     HEAD_DIMS.into_iter().find(|d| *d >= head_dim).unwrap_or(HEAD_DIMS[HEAD_DIMS.len() - 1])
 }
 
-/// What one workgroup of 128 holds: 8 x `rows` queries against 16 x `keys` keys, `chunk` vec4s of a key at a time.
+/// What one workgroup of 128 holds: 8 x `rows` queries against 16 x `keys` keys, `step` vec4s of both at a time, and 64
+/// elements of `values` values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
     rows: u32,
     keys: u32,
-    chunk: u32,
+    step: u32,
+    values: u32,
+    /// Whether probabilities are kept as f16.
+    half: bool,
 }
 
 impl Tile {
-    /// Bytes of workgroup memory, as the arrays of `attention.wgsl` and `rows16_workgroup.wgsl` add up.
-    fn bytes(&self, elem: u32, head_dim: u32, shuffles: bool) -> u32 {
-        let (queries, keys) = (8 * self.rows, 16 * self.keys);
-        let tiles = queries * (head_dim / 4 + 1) + keys * (self.chunk + 1);
-        let reductions = if shuffles { 0 } else { 128 * self.rows * 4 };
-        (tiles * 4 + queries * 17 * self.keys) * elem + reductions
+    /// vec4s of the place where K and V take turns.
+    fn kv_vecs(&self) -> u32 {
+        (16 * self.keys * (self.step + 1)).max(self.values * 17)
     }
 
-    /// The largest that fits, whole keys before parts: 64 x 64 with 48 KiB, f16 and a head dim of 128; 32 x 64 with 32 KiB.
-    fn choose(traits: &Traits, head_dim: u32) -> Self {
-        let (whole, elem) = (head_dim / 4, if traits.f16() { 2 } else { 4 });
-        let all = [(8, 4, whole), (8, 4, 16), (4, 4, whole), (4, 4, 16), (4, 2, 16), (2, 2, 16), (2, 2, 8)];
-        let tiles = all.map(|(rows, keys, chunk)| Self { rows, keys, chunk: chunk.min(whole) });
-        let fits = |t: &Self| t.bytes(elem, head_dim, shuffles(traits)) <= traits.workgroup_bytes;
-        tiles.into_iter().find(fits).unwrap_or(Self { rows: 1, keys: 2, chunk: 4 })
+    /// Bytes of workgroup memory, as the arrays of `attention.wgsl` and `rows16_workgroup.wgsl` add up.
+    fn bytes(&self, shuffles: bool) -> u32 {
+        let queries = 8 * self.rows;
+        let probabilities = queries * 17 * self.keys * if self.half { 2 } else { 4 };
+        let reductions = if shuffles { 0 } else { 128 * self.rows * 4 };
+        (queries * (self.step + 1) + self.kv_vecs()) * 16 + probabilities + reductions
+    }
+
+    /// The largest that fits: 64 queries x 64 keys from 48 KiB on, with f16 probabilities from 32 KiB on.
+    fn choose(traits: &Traits) -> Self {
+        let all = [(8, 4, 8, 64, false), (8, 4, 8, 32, true), (4, 4, 8, 32, false), (4, 2, 4, 16, false)];
+        let tiles = all.map(|(rows, keys, step, values, half)| Self { rows, keys, step, values, half });
+        let fits = |t: &Self| (traits.f16() || !t.half) && t.bytes(shuffles(traits)) <= traits.workgroup_bytes;
+        tiles.into_iter().find(fits).unwrap_or(Self { rows: 2, keys: 2, step: 2, values: 8, half: false })
     }
 }
 
@@ -78,7 +86,7 @@ impl AttentionKernel {
     /// The shader, and queries of a workgroup.
     fn form(&self, traits: &Traits, head_dim: u32, out: DType) -> (Specialisation, u32) {
         match self {
-            Self::Tiles => (specialisation(traits, head_dim, out), 8 * Tile::choose(traits, head_dim).rows),
+            Self::Tiles => (specialisation(traits, head_dim, out), 8 * Tile::choose(traits).rows),
             Self::Coop(variant) => (variant.specialisation(traits, head_dim, out), variant.rows(traits)),
         }
     }
@@ -114,17 +122,19 @@ pub(super) fn invocation(traits: &Traits) -> &'static str {
 }
 
 fn specialisation(traits: &Traits, head_dim: u32, out: DType) -> Specialisation {
-    let tile = Tile::choose(traits, head_dim);
-    let chunks = (head_dim / 4).div_ceil(tile.chunk);
-    let chunk_out_vecs = tile.chunk.div_ceil(16);
+    let tile = Tile::choose(traits);
     Specialisation::new("attention", traits)
         .constant("HEAD_DIM", head_dim)
         .constant("ROWS", tile.rows)
         .constant("KEYS", tile.keys)
-        .constant("CHUNK", tile.chunk)
-        .constant("CHUNKS", chunks)
-        .constant("CHUNK_OUT_VECS", chunk_out_vecs)
-        .constant("OUT_VECS", chunks * chunk_out_vecs)
+        .constant("STEP", tile.step)
+        .constant("VALUES", tile.values)
+        .constant("KV_VECS", tile.kv_vecs())
+        .constant("Q_STAGE", (8 * tile.rows * tile.step).div_ceil(128))
+        .constant("K_STAGE", (16 * tile.keys * tile.step).div_ceil(128))
+        .constant("V_STAGE", tile.values * 16 / 128)
+        .constant("OUT_VECS", head_dim.div_ceil(64))
+        .alias("Probability", if tile.half { "f16" } else { "f32" })
         .write(out, 4)
         .lanes(4)
         .with(invocation(traits))
@@ -283,12 +293,11 @@ mod tests {
     #[test]
     fn tiles_fit_every_known_device_and_divide_a_row_block() {
         for (name, traits) in Traits::KNOWN {
-            for head_dim in HEAD_DIMS {
-                let tile = Tile::choose(traits, head_dim);
-                let bytes = tile.bytes(if traits.f16() { 2 } else { 4 }, head_dim, shuffles(traits));
-                assert!(bytes <= traits.workgroup_bytes, "{name}, head dim {head_dim}: {tile:?} takes {bytes}");
-                assert_eq!(BLOCK as u32 % (8 * tile.rows), 0, "{name}, head dim {head_dim}: {tile:?}");
-            }
+            let tile = Tile::choose(traits);
+            let bytes = tile.bytes(shuffles(traits));
+            assert!(bytes <= traits.workgroup_bytes, "{name}: {tile:?} takes {bytes}");
+            assert_eq!(BLOCK as u32 % (8 * tile.rows), 0, "{name}: {tile:?}");
+            assert_eq!((16 * tile.keys % tile.values, tile.values * 16 % 128), (0, 0), "{name}: {tile:?}");
         }
     }
 
