@@ -19,8 +19,8 @@ pub struct IndexLimits {
 }
 
 impl IndexLimits {
-    /// 448 MiB, so that the index of 32 heads at 128K tokens stays under 512 MiB with the scores' row slots beside it,
-    /// and what the backend can bind.
+    /// 448 MiB for an index (that of 32 heads at 128K tokens then stays under 512 MiB whatever is chosen), and for a part
+    /// what the backend can bind.
     pub fn of<B: Backend>(b: &B) -> Self {
         let part_bytes = match b.info().max_binding_bytes {
             0 => u64::MAX,
@@ -104,7 +104,9 @@ fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
     let plan = |kind, a: usize, b: usize| HeadPlan { kind, a: a as u32, b: b as u32, reserved: 0 };
     match pattern {
         HeadPattern::Dense => plan(HeadPlan::DENSE, 0, 0),
-        HeadPattern::AShape { n_init, n_local } if n_init + n_local >= keys => plan(HeadPlan::DENSE, 0, 0),
+        HeadPattern::AShape { n_init, n_local } if n_init.saturating_add(n_local) >= keys => {
+            plan(HeadPlan::DENSE, 0, 0)
+        }
         HeadPattern::AShape { n_init, n_local } => plan(HeadPlan::A_SHAPE, n_init, n_local),
         HeadPattern::VerticalSlash { columns, offsets } => match effective_counts(keys, columns, offsets) {
             // Every offset: every pair.
