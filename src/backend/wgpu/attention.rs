@@ -68,8 +68,8 @@ pub enum AttentionKernel {
 impl std::fmt::Display for AttentionKernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tiles => f.write_str("tiles"),
-            Self::Coop(variant) => variant.fmt(f),
+            Self::Tiles => f.pad("tiles"),
+            Self::Coop(variant) => f.pad(&variant.to_string()),
         }
     }
 }
