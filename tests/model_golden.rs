@@ -120,6 +120,41 @@ fn smollm2_cpu() {
     check(Cpu::new(), "smollm2-135m", usize::MAX);
 }
 
+/// On a software adapter the short cases only.
+#[cfg(feature = "wgpu")]
+fn check_on_wgpu(name: &str, longest_on_cpu: usize) {
+    use minference::backend::wgpu::{Options, Wgpu};
+    if find(name).is_none() {
+        return;
+    }
+    let b = match Wgpu::new(None, Options::default()) {
+        Ok(b) => b,
+        Err(error) if std::env::var_os("MINFERENCE_ALLOW_NO_ADAPTER").is_some_and(|v| v == "1") => {
+            println!("not run: {name}: {error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let longest = if b.info().is_cpu { longest_on_cpu } else { usize::MAX };
+    if longest == 0 {
+        println!("not run: {name}: {} is a software adapter", b.info().name);
+        return;
+    }
+    check(b, name, longest);
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn smollm2_wgpu() {
+    check_on_wgpu("smollm2-135m", 64);
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn qwen_coder_wgpu() {
+    check_on_wgpu("qwen2.5-coder-1.5b", 0);
+}
+
 #[test]
 fn qwen_coder_cpu() {
     check(Cpu::new(), "qwen2.5-coder-1.5b", usize::MAX);

@@ -3,9 +3,11 @@
 
 mod common;
 
+use common::for_each_backend;
+use minference::backend::Backend;
 use minference::backend::cpu::Cpu;
 use minference::engine::{Engine, EngineOptions, Progress, StopReason};
-use minference::model::{DecoderConfig, KvPlace, Model};
+use minference::model::{Chunk, Decoder, DecoderConfig, KvCache, KvPlace, Model, Workspace};
 use minference::pattern::{AttentionMode, HeadPattern};
 use minference::sample::{Sampler, SamplerOptions, argmax, top};
 use minference::{DType, Error};
@@ -80,6 +82,60 @@ fn logits_and_greedy_ids_are_those_of_transformers() {
         let mean = losses.iter().map(|l| f64::from(*l)).sum::<f64>() / losses.len() as f64;
         assert_eq!(losses.len(), prompt.len() - 1);
         assert!((mean - case["loss_mean"].as_f64().unwrap()).abs() < 1e-4, "{name}: {mean}");
+    }
+}
+
+// The same logits on every backend, and the needle's first digit with a sparse pattern: f32 within 1e-3, f16 within 1 %.
+for_each_backend!(needle_logits, |b| {
+    let model = model();
+    let decoder = Decoder::new(b, &model).unwrap();
+    let mut cache = KvCache::new(b, &model.config, 2048, KvPlace::Device).unwrap();
+    let mut workspace = Workspace::new(b, &model.config, 2048).unwrap();
+    let mut logits = |ids: &[u32], mode: &AttentionMode| {
+        cache.restart_at(0);
+        let chunk = Chunk { ids, mode: Some(mode), sequence: ids.len() };
+        decoder.forward(b, chunk, &mut cache, &mut workspace, &mut ()).unwrap();
+        let last = decoder.logits(b, &mut workspace, ids.len() - 1..ids.len()).unwrap();
+        last.to_f32(b).unwrap()
+    };
+    for case in cases() {
+        let (name, prompt) = (case["case"].as_str().unwrap(), ids(&case["ids"]));
+        let dense = logits(&prompt, &DENSE);
+        let (got, want): (Vec<f32>, _) =
+            (dense.iter().copied().step_by(64).collect(), floats(&case["every_64th_logit"]));
+        let worst = largest_difference(&got, &want);
+        let size = (want.iter().map(|l| l * l).sum::<f32>() / want.len() as f32).sqrt();
+        println!("{} {name}: largest difference {worst:.2e}, logits of size {size:.2}", b.info().id);
+        let bound = match b.activation() {
+            DType::F32 => 1e-3,
+            DType::F16 => 0.02 * size,
+            _ => 0.12 * size,
+        };
+        assert!(worst <= bound, "{name}: {worst}");
+        assert_eq!(argmax(&dense), ids(&case["greedy_ids"])[0], "{name}");
+    }
+    let case = &cases()[1];
+    let pattern = HeadPattern::VerticalSlash { columns: 100, offsets: 200 };
+    let sparse = logits(&ids(&case["ids"]), &AttentionMode::Uniform(pattern));
+    assert_eq!(argmax(&sparse), ids(&case["greedy_ids"])[0]);
+});
+
+/// Peak memory is a straight line in the tokens: a fixed part, and bytes for each token.
+#[test]
+fn memory_is_a_line_in_the_tokens() {
+    let prompt: Vec<u32> = (0..16384u32).map(|i| 3 + i * 31 % 4000).collect();
+    for pattern in ["a_shape:64:256", "vertical_slash:30:100"].map(|p| p.parse::<HeadPattern>().unwrap()) {
+        let peak = |n: usize| {
+            let mut engine = engine_with(EngineOptions { answer_room: 0, ..EngineOptions::default() });
+            engine.prefill(&prompt[..n], &AttentionMode::Uniform(pattern), &mut |_| ()).unwrap();
+            engine.backend().memory().peak as f64
+        };
+        // Beyond SLICE_ROWS, where the buffers of a slice have their full height.
+        let [one, two, four] = [4096, 8192, 16384].map(peak);
+        let per_token = (two - one) / 4096.0;
+        println!("{pattern}: {:.2} MB and {per_token:.0} bytes a token", (one - 4096.0 * per_token) / 1e6);
+        let error = (one + 3.0 * 4096.0 * per_token - four).abs() / four;
+        assert!(error < 0.02, "{pattern}: {one} {two} {four}: off by {error}");
     }
 }
 
