@@ -1,7 +1,7 @@
 // out[r, c] (+)= sum_k x[r, k] * w[c, k] + bias[c], without matrix units: blocks held in registers.
 //
-// A workgroup computes 16 ROWS x 128 of out, 256 lanes as 16 x 16; lane (tx, ty) has rows ty + 16 i, i < ROWS (4 or 8),
-// and columns tx + 16 j, j < 8. Both operands lie in memory along k, so tiles of 4 QUADS elements of k are staged as
+// A workgroup computes 16 ROWS x 128 of out, 256 lanes as 16 x 16; lane (tx, ty) has rows ty + 16 i, i < ROWS, and columns
+// tx + 16 j, j < 8. Both operands lie in memory along k, so tiles of 4 QUADS elements of k are staged as
 // they lie, four elements to a vector; the rows are padded by one vector, which puts the 16 columns that lanes read
 // together into different banks. The next tile is on its way into registers while this one is multiplied.
 struct Params {
@@ -61,17 +61,6 @@ fn multiply(a: vec4<f32>, b: mat4x4<f32>, c: vec4<f32>) -> vec4<f32> {
     return fma(vec4<f32>(a.w), b[3], fma(vec4<f32>(a.z), b[2], xy));
 }
 
-fn finish_row(row: u32, column: u32, a: vec4<f32>, b: vec4<f32>) {
-    finish(row, column, a.x);
-    finish(row, column + 16u, a.y);
-    finish(row, column + 32u, a.z);
-    finish(row, column + 48u, a.w);
-    finish(row, column + 64u, b.x);
-    finish(row, column + 80u, b.y);
-    finish(row, column + 96u, b.z);
-    finish(row, column + 112u, b.w);
-}
-
 @compute @workgroup_size(256)
 fn main(at: Invocation) {
     let tiles = vec2<u32>((p.n + BLOCK_N - 1u) / BLOCK_N, (p.m + BLOCK_M - 1u) / BLOCK_M);
@@ -83,111 +72,63 @@ fn main(at: Invocation) {
     let tx = at.lane % 16u;
     let ty = at.lane / 16u;
 
-    // what this lane stages: vector `quad` of rows stage_row and stage_row + 256 / QUADS
+    // what this lane stages: four elements of rows stage_row + i STEP
     let quad = at.lane % QUADS;
     let stage_row = at.lane / QUADS;
     const STEP = 256u / QUADS;
     let slot = stage_row * STRIDE + quad;
-    var x0 = x_at(origin.y + stage_row, 4u * quad);
-    var x1 = Stage();
-    if BLOCK_M > STEP {
-        x1 = x_at(origin.y + stage_row + STEP, 4u * quad);
-    }
-    var w0 = w_at(origin.x + stage_row, 4u * quad);
-    var w1 = Stage();
-    if BLOCK_N > STEP {
-        w1 = w_at(origin.x + stage_row + STEP, 4u * quad);
-    }
+    //@for i 0 16*ROWS*QUADS/256
+    var x${i} = x_at(origin.y + stage_row + ${i}u * STEP, 4u * quad);
+    //@end
+    //@for i 0 128*QUADS/256
+    var w${i} = w_at(origin.x + stage_row + ${i}u * STEP, 4u * quad);
+    //@end
 
-    var c0a = vec4<f32>();
-    var c0b = vec4<f32>();
-    var c1a = vec4<f32>();
-    var c1b = vec4<f32>();
-    var c2a = vec4<f32>();
-    var c2b = vec4<f32>();
-    var c3a = vec4<f32>();
-    var c3b = vec4<f32>();
-    var c4a = vec4<f32>();
-    var c4b = vec4<f32>();
-    var c5a = vec4<f32>();
-    var c5b = vec4<f32>();
-    var c6a = vec4<f32>();
-    var c6b = vec4<f32>();
-    var c7a = vec4<f32>();
-    var c7b = vec4<f32>();
     let x_first = ty * STRIDE;
     let w_first = tx * STRIDE;
+    //@for i 0 ROWS
+    var left${i} = vec4<f32>();
+    var right${i} = vec4<f32>();
+    //@end
     for (var k = 0u; k < p.k; k += 4u * QUADS) {
         // stage
         workgroupBarrier();
-        if stage_row < BLOCK_M {
-            x_tile[slot] = x0;
-        }
-        if BLOCK_M > STEP {
-            x_tile[slot + STEP * STRIDE] = x1;
-        }
-        w_tile[slot] = w0;
-        if BLOCK_N > STEP {
-            w_tile[slot + STEP * STRIDE] = w1;
-        }
+        //@for i 0 16*ROWS*QUADS/256
+        x_tile[slot + ${i}u * STEP * STRIDE] = x${i};
+        //@end
+        //@for i 0 128*QUADS/256
+        w_tile[slot + ${i}u * STEP * STRIDE] = w${i};
+        //@end
         workgroupBarrier();
 
         // the next tile
         let next = k + 4u * QUADS + 4u * quad;
-        x0 = x_at(origin.y + stage_row, next);
-        if BLOCK_M > STEP {
-            x1 = x_at(origin.y + stage_row + STEP, next);
-        }
-        w0 = w_at(origin.x + stage_row, next);
-        if BLOCK_N > STEP {
-            w1 = w_at(origin.x + stage_row + STEP, next);
-        }
+        //@for i 0 16*ROWS*QUADS/256
+        x${i} = x_at(origin.y + stage_row + ${i}u * STEP, next);
+        //@end
+        //@for i 0 128*QUADS/256
+        w${i} = w_at(origin.x + stage_row + ${i}u * STEP, next);
+        //@end
 
         // multiply
         for (var q = 0u; q < QUADS; q++) {
             let left = columns(w_first + q);
             let right = columns(w_first + 64u * STRIDE + q);
-            var a: vec4<f32>;
-            a = vec4<f32>(x_tile[x_first + 0u * STRIDE + q]);
-            c0a = multiply(a, left, c0a);
-            c0b = multiply(a, right, c0b);
-            a = vec4<f32>(x_tile[x_first + 16u * STRIDE + q]);
-            c1a = multiply(a, left, c1a);
-            c1b = multiply(a, right, c1b);
-            a = vec4<f32>(x_tile[x_first + 32u * STRIDE + q]);
-            c2a = multiply(a, left, c2a);
-            c2b = multiply(a, right, c2b);
-            a = vec4<f32>(x_tile[x_first + 48u * STRIDE + q]);
-            c3a = multiply(a, left, c3a);
-            c3b = multiply(a, right, c3b);
-            if ROWS == 8u {
-                a = vec4<f32>(x_tile[x_first + 64u * STRIDE + q]);
-                c4a = multiply(a, left, c4a);
-                c4b = multiply(a, right, c4b);
-                a = vec4<f32>(x_tile[x_first + 80u * STRIDE + q]);
-                c5a = multiply(a, left, c5a);
-                c5b = multiply(a, right, c5b);
-                a = vec4<f32>(x_tile[x_first + 96u * STRIDE + q]);
-                c6a = multiply(a, left, c6a);
-                c6b = multiply(a, right, c6b);
-                a = vec4<f32>(x_tile[x_first + 112u * STRIDE + q]);
-                c7a = multiply(a, left, c7a);
-                c7b = multiply(a, right, c7b);
-            }
+            //@for i 0 ROWS
+            let a${i} = vec4<f32>(x_tile[x_first + ${16*i}u * STRIDE + q]);
+            left${i} = multiply(a${i}, left, left${i});
+            right${i} = multiply(a${i}, right, right${i});
+            //@end
         }
     }
 
     // store
     let row = origin.y + ty;
     let column = origin.x + tx;
-    finish_row(row + 0u, column, c0a, c0b);
-    finish_row(row + 16u, column, c1a, c1b);
-    finish_row(row + 32u, column, c2a, c2b);
-    finish_row(row + 48u, column, c3a, c3b);
-    if ROWS == 8u {
-        finish_row(row + 64u, column, c4a, c4b);
-        finish_row(row + 80u, column, c5a, c5b);
-        finish_row(row + 96u, column, c6a, c6b);
-        finish_row(row + 112u, column, c7a, c7b);
-    }
+    //@for i 0 ROWS
+    //@for j 0 4
+    finish(row + ${16*i}u, column + ${16*j}u, left${i}[${j}]);
+    finish(row + ${16*i}u, column + ${16*j+64}u, right${i}[${j}]);
+    //@end
+    //@end
 }

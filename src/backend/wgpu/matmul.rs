@@ -184,8 +184,9 @@ impl Operands {
     fn tiled(&self, traits: &Traits, rows: u32) -> Specialisation {
         // Staged as they are stored where both are f16: half the traffic of workgroup memory.
         let half = traits.f16() && self.w == DType::F16;
-        // 20 KiB of f32 with four vectors of k a row, 12 KiB with two.
-        let quads = if !half && traits.workgroup_bytes < 20480 { 2 } else { 4 };
+        // Vectors of k in a row of the tiles, as many as there is room for besides the one that pads it.
+        let row_bytes = (16 * rows + BLOCK_N) * if half { 8 } else { 16 };
+        let quads = if 5 * row_bytes <= traits.workgroup_bytes { 4 } else { 2 };
         self.link("matmul", traits)
             .alias("Stage", if half { "vec4<f16>" } else { "vec4<f32>" })
             .constant("ROWS", rows)
