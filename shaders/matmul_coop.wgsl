@@ -46,24 +46,22 @@ var<workgroup> x_tile: array<Stage, STAGES * X_TILE>;
 var<workgroup> w_tile: array<Stage, STAGES * W_TILE>;
 
 // where a subgroup spreads one accumulator
-const SPREAD_ROW = MATRIX + 4u;
-var<workgroup> spread: array<f32, SUBGROUPS_M * SUBGROUPS_N * MATRIX * SPREAD_ROW>;
+const SPREAD = MATRIX * MATRIX;
+var<workgroup> spread: array<f32, SUBGROUPS_M * SUBGROUPS_N * SPREAD>;
 
 // An accumulator to `out`.
 fn drain(c: MatrixC, row: u32, column: u32, at: Invocation) {
-    let first = at.subgroup * MATRIX * SPREAD_ROW;
+    let first = at.subgroup * SPREAD;
     // naga 30 does not emit the operands of a store: each is a let
-    let stride = SPREAD_ROW;
+    let stride = MATRIX;
     let matrix = c;
     subgroupBarrier();
     coopStoreT(matrix, &spread[first], stride);
     subgroupBarrier();
-    for (var i = at.subgroup_lane; i < MATRIX * MATRIX / 4u; i += SUBGROUP) {
-        let r = i / (MATRIX / 4u);
-        let quad = 4u * (i % (MATRIX / 4u));
-        let source = first + r * SPREAD_ROW + quad;
+    for (var i = at.subgroup_lane; i < SPREAD / 4u; i += SUBGROUP) {
+        let source = first + 4u * i;
         let values = vec4<f32>(spread[source], spread[source + 1u], spread[source + 2u], spread[source + 3u]);
-        finish4(row + r, column + quad, values);
+        finish4(row + 4u * i / MATRIX, column + 4u * i % MATRIX, values);
     }
 }
 

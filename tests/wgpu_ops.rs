@@ -262,6 +262,31 @@ fn append_kv_fills_head_major_caches() {
     }
 }
 
+/// Every tile shape on cooperative matrices, where the device has them: ragged rows and columns, bias, residual.
+#[test]
+fn matmul_in_every_tile_shape() {
+    for b in devices() {
+        let (m, n, k) = (150, 91, 128);
+        let (x, w, bias) = (values(m * k, 11), values(n * k, 12), values(n, 13));
+        let x_device = Tensor::activation(&b, [m, k], &x).unwrap();
+        let w_device = Tensor::from_bytes(&b, DType::F16, [n, k], &encode_f32(DType::F16, &w).unwrap()).unwrap();
+        let bias_device = Tensor::from_slice(&b, DType::F32, [n], &bias).unwrap();
+        let want: Vec<f64> = (0..m * n)
+            .map(|i| {
+                let products = x[i / n * k..][..k].iter().zip(&w[i % n * k..][..k]);
+                0.25 + f64::from(bias[i % n]) + products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>()
+            })
+            .collect();
+        for tile in b.matmul_tiles() {
+            b.use_matmul_tile(Some(tile));
+            let mut out = Tensor::from_slice(&b, DType::F32, [m, n], &vec![0.25f32; m * n]).unwrap();
+            let into = ops::MatmulInto { column: 0, accumulate: true };
+            ops::matmul(&b, x_device.view(), w_device.view(), Some(bias_device.view()), out.view_mut(), into).unwrap();
+            close(tile, b.info(), &out.to_f32(&b).unwrap(), &want, 1e-5);
+        }
+    }
+}
+
 #[test]
 fn writes_are_ordered_and_reads_may_begin_anywhere() {
     for b in devices() {

@@ -23,10 +23,31 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A compiled kernel.
 pub(super) struct Pipeline {
+    pub(super) label: String,
     pub(super) raw: wgpu::ComputePipeline,
     pub(super) layout: wgpu::BindGroupLayout,
-    pub(super) bindings: usize,
-    pub(super) immediate_size: u32,
+    bindings: usize,
+    immediate_size: u32,
+}
+
+impl Pipeline {
+    /// An error where a launch does not have the kernel's bindings and immediates.
+    pub(super) fn check(&self, bindings: usize, immediate_size: usize) -> Result<()> {
+        let (want, got) = ((self.bindings, self.immediate_size as usize), (bindings, immediate_size));
+        if want == got {
+            return Ok(());
+        }
+        let label = &self.label;
+        Err(Error::Device(format!(
+            "shader {label}: (bindings, bytes of immediates) are {want:?}, launched with {got:?}"
+        )))
+    }
+}
+
+/// A kernel that may still be compiling.
+pub(super) struct PendingPipeline {
+    specialisation: Specialisation,
+    slot: Slot,
 }
 
 type Slot = Arc<OnceLock<Result<Arc<Pipeline>, String>>>;
@@ -380,17 +401,27 @@ impl Context {
         }
     }
 
-    /// The pipeline of a specialisation, compiled at first need. Other threads' pipelines compile meanwhile.
-    pub(super) fn pipeline(&self, specialisation: &Specialisation) -> Result<Arc<Pipeline>> {
-        let slot = {
-            let mut pipelines = lock(&self.pipelines);
-            match pipelines.get(specialisation) {
-                Some(slot) => slot.clone(),
-                None => pipelines.entry(specialisation.clone()).or_default().clone(),
+    /// Makes sure that a kernel is compiled or being compiled, on another thread.
+    pub(super) fn start_compiling(self: &Arc<Self>, specialisation: &Specialisation) -> PendingPipeline {
+        let mut pipelines = lock(&self.pipelines);
+        let slot = match pipelines.get(specialisation) {
+            Some(slot) => slot.clone(),
+            None => {
+                let slot = pipelines.entry(specialisation.clone()).or_default().clone();
+                let (context, pending) =
+                    (self.clone(), PendingPipeline { specialisation: specialisation.clone(), slot: slot.clone() });
+                // An error is kept in the slot, for the one who needs the kernel.
+                rayon::spawn(move || drop(context.compiled(&pending)));
+                slot
             }
         };
-        let compiled = slot.get_or_init(|| self.compile(specialisation).map(Arc::new).map_err(|e| e.to_string()));
-        compiled.clone().map_err(Error::Device)
+        PendingPipeline { specialisation: specialisation.clone(), slot }
+    }
+
+    /// The kernel, when it is compiled; compiled here, if no other thread has begun.
+    pub(super) fn compiled(&self, pending: &PendingPipeline) -> Result<Arc<Pipeline>> {
+        let compile = || self.compile(&pending.specialisation).map(Arc::new).map_err(|e| e.to_string());
+        pending.slot.get_or_init(compile).clone().map_err(Error::Device)
     }
 
     fn compile(&self, specialisation: &Specialisation) -> Result<Pipeline> {
@@ -465,7 +496,7 @@ impl Context {
                 },
                 cache: self.disk.as_ref().map(|disk| &disk.cache),
             });
-            Pipeline { raw, layout, bindings: bindings.len(), immediate_size }
+            Pipeline { label: label.clone(), raw, layout, bindings: bindings.len(), immediate_size }
         })
     }
 }

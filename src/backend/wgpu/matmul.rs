@@ -8,7 +8,7 @@ use super::queue::fold;
 use super::{Traits, Wgpu};
 use crate::backend::params::MatmulParams;
 use crate::backend::{Slice, SliceMut};
-use crate::{DType, Result};
+use crate::{DType, Error, Result};
 
 /// Up to so many rows the weights are better read once a row: `matvec` is bound by memory, and a tile would be mostly empty.
 const MATVEC_ROWS: u32 = 4;
@@ -23,7 +23,10 @@ fn matvec_teams(traits: &Traits) -> u32 {
     if traits.subgroups() { matvec_workgroup(traits) / traits.subgroup_max } else { 1 }
 }
 
-/// Columns of a tile.
+/// So many groups occupy a large device: an H100 has 132 processors.
+const ENOUGH_GROUPS: u32 = 120;
+
+/// Columns of a tile of `matmul`.
 const BLOCK_N: u32 = 128;
 
 /// The shape of a `matmul_coop` group: each of its `subgroups` owns `fragments` matrices (rows x columns in both).
@@ -70,12 +73,16 @@ const TILES: &[Tile] = tiles! {
     "128x128x32x1w": 16, [4, 4], [2, 2], 32, 1, true;
     "128x128x64x1": 16, [4, 4], [2, 2], 64, 1, false;
     "128x128x16x2": 16, [4, 4], [2, 2], 16, 2, false;
+    "128x128x32x2s8": 16, [2, 4], [4, 2], 32, 2, false;
+    "128x128x32x2t8": 16, [4, 2], [2, 4], 32, 2, false;
+    "128x128x64x1s8": 16, [2, 4], [4, 2], 64, 1, false;
     "128x128x32x1s8": 16, [2, 4], [4, 2], 32, 1, false;
     "128x128x32x1t8": 16, [4, 2], [2, 4], 32, 1, false;
     "128x256x32x1s16": 16, [2, 4], [4, 4], 32, 1, false;
     "128x256x16x2u8": 16, [2, 8], [4, 2], 16, 2, false;
     "64x256x32x1": 16, [4, 4], [1, 4], 32, 1, false;
     "64x128x32x2": 16, [4, 4], [1, 2], 32, 2, false;
+    "64x64x64x2": 16, [2, 2], [2, 2], 64, 2, false;
     "64x64x16x2": 8, [4, 4], [2, 2], 16, 2, false;
     "64x64x32x1": 8, [4, 4], [2, 2], 32, 1, false;
 };
@@ -101,7 +108,7 @@ impl Tile {
     fn fits(&self, traits: &Traits) -> bool {
         let subgroups = self.subgroups[0] * self.subgroups[1];
         let staged = 2 * self.stages * (self.rows() + self.columns()) * (self.block_k + 8);
-        let spread = 4 * subgroups * self.matrix * (self.matrix + 4);
+        let spread = 4 * subgroups * self.matrix * self.matrix;
         let passes = [self.rows(), self.columns()].map(|rows| self.passes(traits, rows));
         self.matrix == traits.matrix()
             && staged + spread <= traits.workgroup_bytes
@@ -112,6 +119,18 @@ impl Tile {
     pub(super) fn all(traits: &Traits) -> impl Iterator<Item = &'static Tile> + use<> {
         let traits = *traits;
         TILES.iter().filter(move |tile| tile.fits(&traits))
+    }
+}
+
+/// The tile named by `MINFERENCE_MATMUL_TILE`, for comparing shapes in whole programs.
+pub(super) fn tile_from_env(traits: &Traits) -> Result<Option<&'static str>> {
+    let Ok(name) = std::env::var("MINFERENCE_MATMUL_TILE") else { return Ok(None) };
+    match Tile::all(traits).find(|tile| tile.name == name) {
+        Some(tile) => Ok(Some(tile.name)),
+        None => {
+            let names: Vec<_> = Tile::all(traits).map(|tile| tile.name).collect();
+            Err(Error::invalid(format!("MINFERENCE_MATMUL_TILE: expected one of {names:?}, got {name}")))
+        }
     }
 }
 
@@ -285,7 +304,10 @@ fn cooperative_tile(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: &
     if let Some(name) = *lock(&b.matmul_tile) {
         return Tile::all(&b.context.traits).filter(usable).find(|tile| tile.name == name);
     }
-    // The smallest tile that holds all rows where there are few, else the default.
-    let few = Tile::all(&b.context.traits).filter(usable).filter(|tile| tile.rows() >= p.m);
-    few.min_by_key(|tile| tile.rows()).or_else(|| Tile::all(&b.context.traits).find(usable))
+    // The first shape that gives every processor of a large device something to do, or the smallest one.
+    let groups = |tile: &&Tile| p.m.div_ceil(tile.rows()) * p.n.div_ceil(tile.columns());
+    let tiles = || Tile::all(&b.context.traits).filter(usable);
+    tiles()
+        .find(|tile| groups(tile) >= ENOUGH_GROUPS)
+        .or_else(|| tiles().min_by_key(|tile| tile.rows() * tile.columns()))
 }

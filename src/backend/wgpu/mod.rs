@@ -45,7 +45,7 @@ use crate::{DType, Error, Result};
 use context::Context;
 use link::Specialisation;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Which kernels a device runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -194,7 +194,7 @@ pub fn devices() -> Vec<DeviceInfo> {
 
 /// A GPU through wgpu.
 pub struct Wgpu {
-    context: Context,
+    context: Arc<Context>,
     recorder: Mutex<queue::Recorder>,
     /// The tile that `matmul` was told to use.
     matmul_tile: Mutex<Option<&'static str>>,
@@ -226,9 +226,9 @@ impl Wgpu {
     fn over(context: Context) -> Result<Self> {
         let placeholder = Buffer::unaccounted(context.create_buffer(16, false)?, 16);
         Ok(Self {
-            context,
+            matmul_tile: Mutex::new(matmul::tile_from_env(&context.traits)?),
+            context: Arc::new(context),
             recorder: Mutex::default(),
-            matmul_tile: Mutex::default(),
             placeholder,
             attention: Mutex::default(),
         })

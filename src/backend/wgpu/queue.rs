@@ -1,16 +1,18 @@
-//! Recording: one encoder is open, kernels go into one compute pass after another, and copies between them.
+//! Recording: launches and copies wait in a list, and are encoded when it is handed over.
 //!
-//! wgpu orders everything within and between submissions by itself. Work is handed over every [`FLUSH_EVERY`] kernels,
-//! so that the device starts early, and the host never runs more than [`MAX_AHEAD`] submissions ahead, so that buffers
-//! dropped meanwhile are really given back.
+//! Until then the pipelines of launches compile on other threads, so that those of a model's first layer, which may take
+//! a second each where no cache has them, compile together. wgpu orders everything within and between submissions by
+//! itself. Work is handed over every [`FLUSH_EVERY`] launches, so that the device starts early, and the host never runs
+//! more than [`MAX_AHEAD`] submissions ahead, so that buffers dropped meanwhile are really given back.
 
 use super::Wgpu;
 use super::buffer::{Binding, Buffer};
-use super::context::{Context, MAX_IMMEDIATES, lock};
+use super::context::{Context, MAX_IMMEDIATES, PendingPipeline, Pipeline, lock};
 use super::link::Specialisation;
 use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Kernels per submission. A submission costs tens of microseconds; 32 kernels of a decoder layer cost more than that.
 const FLUSH_EVERY: usize = 32;
@@ -30,34 +32,52 @@ const DOWNLOAD_STEP: u64 = 256 << 20;
 /// Groups in one dimension of a grid: WebGPU's limit.
 const MAX_GROUPS: u64 = 65535;
 
+/// A part of a buffer as it is bound.
+struct Bound {
+    buffer: wgpu::Buffer,
+    offset: u64,
+    size: u64,
+}
+
+enum Command {
+    Launch { pipeline: PendingPipeline, bindings: Vec<Bound>, immediates: Vec<u8>, groups: [u32; 3] },
+    Copy { source: wgpu::Buffer, source_offset: u64, target: wgpu::Buffer, target_offset: u64, size: u64 },
+}
+
 #[derive(Default)]
 pub(super) struct Recorder {
-    // The pass before the encoder, so that it ends first when both are dropped.
-    pass: Option<wgpu::ComputePass<'static>>,
-    encoder: Option<wgpu::CommandEncoder>,
-    kernels: usize,
+    commands: Vec<Command>,
+    launches: usize,
     staged_bytes: u64,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
 }
 
 impl Recorder {
-    /// The encoder outside of a pass.
-    fn encoder(&mut self, context: &Context) -> &mut wgpu::CommandEncoder {
-        self.pass = None;
-        open(&mut self.encoder, context)
-    }
-
-    fn pass(&mut self, context: &Context) -> &mut wgpu::ComputePass<'static> {
-        let Self { pass, encoder, .. } = self;
-        pass.get_or_insert_with(|| open(encoder, context).begin_compute_pass(&Default::default()).forget_lifetime())
+    fn launch(&mut self, context: &Context, command: Command) -> Result<()> {
+        self.commands.push(command);
+        self.launches += 1;
+        if self.launches >= FLUSH_EVERY { self.submit(context) } else { Ok(()) }
     }
 
     fn submit(&mut self, context: &Context) -> Result<()> {
-        self.pass = None;
-        self.kernels = 0;
+        self.launches = 0;
         self.staged_bytes = 0;
-        let encoder = self.encoder.take();
-        let index = context.guarded("submitting work", || context.queue.submit(encoder.map(|e| e.finish())))?;
+        let commands = std::mem::take(&mut self.commands);
+        let pipelines: Vec<Option<Arc<Pipeline>>> = commands
+            .iter()
+            .map(|command| match command {
+                Command::Launch { pipeline, bindings, immediates, .. } => {
+                    let compiled = context.compiled(pipeline)?;
+                    compiled.check(bindings.len(), immediates.len())?;
+                    Ok(Some(compiled))
+                }
+                Command::Copy { .. } => Ok(None),
+            })
+            .collect::<Result<_>>()?;
+        let index = context.guarded("submitting work", || {
+            let encoded = (!commands.is_empty()).then(|| encode(context, &commands, &pipelines));
+            context.queue.submit(encoded)
+        })?;
         self.in_flight.push_back(index);
         if self.in_flight.len() > MAX_AHEAD {
             context.wait(self.in_flight.pop_front())?;
@@ -66,8 +86,45 @@ impl Recorder {
     }
 }
 
-fn open<'a>(encoder: &'a mut Option<wgpu::CommandEncoder>, context: &Context) -> &'a mut wgpu::CommandEncoder {
-    encoder.get_or_insert_with(|| context.device.create_command_encoder(&Default::default()))
+/// Neighbouring launches share a pass.
+fn encode(context: &Context, commands: &[Command], pipelines: &[Option<Arc<Pipeline>>]) -> wgpu::CommandBuffer {
+    let mut encoder = context.device.create_command_encoder(&Default::default());
+    let mut pass: Option<wgpu::ComputePass<'static>> = None;
+    for (command, pipeline) in commands.iter().zip(pipelines) {
+        match (command, pipeline) {
+            (Command::Launch { bindings, immediates, groups, .. }, Some(pipeline)) => {
+                let pass =
+                    pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+                pass.set_pipeline(&pipeline.raw);
+                pass.set_bind_group(0, &bind_group(context, pipeline, bindings), &[]);
+                pass.set_immediates(0, immediates);
+                pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+            }
+            (Command::Copy { source, source_offset, target, target_offset, size }, _) => {
+                pass = None;
+                encoder.copy_buffer_to_buffer(source, *source_offset, target, *target_offset, *size);
+            }
+            (Command::Launch { .. }, None) => {}
+        }
+    }
+    drop(pass);
+    encoder.finish()
+}
+
+fn bind_group(context: &Context, pipeline: &Pipeline, bindings: &[Bound]) -> wgpu::BindGroup {
+    let entries: Vec<_> = (0..)
+        .zip(bindings)
+        .map(|(binding, bound)| wgpu::BindGroupEntry {
+            binding,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: &bound.buffer,
+                offset: bound.offset,
+                size: wgpu::BufferSize::new(bound.size),
+            }),
+        })
+        .collect();
+    let label = Some(pipeline.label.as_str());
+    context.device.create_bind_group(&wgpu::BindGroupDescriptor { label, layout: &pipeline.layout, entries: &entries })
 }
 
 /// A grid of so many groups, folded into y where x alone cannot count them. Kernels read `linear_group`, and compare it
@@ -78,7 +135,7 @@ pub(super) fn fold(groups: u64) -> [u32; 3] {
 }
 
 impl Wgpu {
-    /// Records one kernel.
+    /// Records the launch of one kernel.
     ///
     /// The kernel's immediates are `params`, then one u32 per binding: where its slice begins within what is bound, in
     /// the units of [`Binding::unit`], because bindings begin at multiples of 256 bytes and slices do not.
@@ -92,50 +149,21 @@ impl Wgpu {
         if groups.contains(&0) {
             return Ok(());
         }
-        let context = &self.context;
-        let pipeline = context.pipeline(specialisation)?;
         let mut immediates = bytemuck::bytes_of(params).to_vec();
-        let mut entries = Vec::with_capacity(bindings.len());
+        let mut bound = Vec::with_capacity(bindings.len());
         for (index, binding) in bindings.iter().enumerate() {
-            let (entry, at) = self.bind(specialisation, index as u32, binding)?;
-            entries.push(entry);
+            let (part, at) = self.bind(specialisation, index, binding)?;
+            bound.push(part);
             immediates.extend_from_slice(&at.to_ne_bytes());
         }
-        if pipeline.bindings != bindings.len() || pipeline.immediate_size as usize != immediates.len() {
-            return Err(Error::Device(format!(
-                "shader {}: {} bindings and {} bytes of immediates, called with {} and {}",
-                specialisation.label(),
-                pipeline.bindings,
-                pipeline.immediate_size,
-                bindings.len(),
-                immediates.len()
-            )));
-        }
         debug_assert!(immediates.len() <= MAX_IMMEDIATES as usize);
-        let group = context.guarded(specialisation.kernel(), || {
-            context.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: None,
-                layout: &pipeline.layout,
-                entries: &entries,
-            })
-        })?;
-        let mut recorder = lock(&self.recorder);
-        let pass = recorder.pass(context);
-        pass.set_pipeline(&pipeline.raw);
-        pass.set_bind_group(0, &group, &[]);
-        pass.set_immediates(0, &immediates);
-        pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
-        recorder.kernels += 1;
-        if recorder.kernels >= FLUSH_EVERY { recorder.submit(context) } else { Ok(()) }
+        let pipeline = self.context.start_compiling(specialisation);
+        let command = Command::Launch { pipeline, bindings: bound, immediates, groups };
+        lock(&self.recorder).launch(&self.context, command)
     }
 
     /// The aligned range that holds a slice, and where the slice begins in it.
-    fn bind<'a>(
-        &self,
-        specialisation: &Specialisation,
-        index: u32,
-        binding: &Binding<'a>,
-    ) -> Result<(wgpu::BindGroupEntry<'a>, u32)> {
+    fn bind(&self, specialisation: &Specialisation, index: usize, binding: &Binding) -> Result<(Bound, u32)> {
         let limits = &self.context.limits;
         let align = u64::from(limits.min_storage_buffer_offset_alignment);
         let start = binding.start();
@@ -149,12 +177,8 @@ impl Wgpu {
                 limits.max_storage_buffer_binding_size
             )));
         }
-        let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: &binding.buffer.raw,
-            offset,
-            size: wgpu::BufferSize::new(size),
-        });
-        Ok((wgpu::BindGroupEntry { binding: index, resource }, ((start - offset) / binding.unit()) as u32))
+        let bound = Bound { buffer: binding.buffer.raw.clone(), offset, size };
+        Ok((bound, ((start - offset) / binding.unit()) as u32))
     }
 
     /// The most bytes of one slice that a kernel can bind wherever the slice begins: bands are cut to this.
@@ -216,13 +240,9 @@ impl Wgpu {
         };
         let staging = context.guarded("a staging buffer", || context.device.create_buffer(&descriptor))?;
         fill(&staging, bytes)?;
-        lock(&self.recorder).encoder(context).copy_buffer_to_buffer(
-            &staging,
-            0,
-            &buffer.raw,
-            buffer.offset + offset,
-            descriptor.size,
-        );
+        let (target, target_offset) = (buffer.raw.clone(), buffer.offset + offset);
+        let copy = Command::Copy { source: staging, source_offset: 0, target, target_offset, size: descriptor.size };
+        lock(&self.recorder).commands.push(copy);
         self.staged(len)
     }
 
@@ -267,8 +287,9 @@ impl Wgpu {
         };
         let staging = context.guarded("a read-back buffer", || context.device.create_buffer(&descriptor))?;
         {
+            let (source, target) = (buffer.raw.clone(), staging.clone());
             let mut recorder = lock(&self.recorder);
-            recorder.encoder(context).copy_buffer_to_buffer(&buffer.raw, word, &staging, 0, size);
+            recorder.commands.push(Command::Copy { source, source_offset: word, target, target_offset: 0, size });
             recorder.submit(context)?;
         }
         let (report, mapped) = std::sync::mpsc::channel();
