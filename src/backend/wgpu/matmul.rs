@@ -297,7 +297,7 @@ fn launch(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: [Binding; 4
 /// The tile for a product on cooperative matrices, where the device has them and the operands allow it.
 fn cooperative_tile(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: &[Binding; 4]) -> Option<&'static Tile> {
     let aligned = bindings[..2].iter().all(|operand| operand.start().is_multiple_of(16));
-    if operands.w != DType::F16 || !aligned || p.x_stride % 8 != 0 {
+    if operands.w != DType::F16 || !aligned || !p.x_stride.is_multiple_of(8) {
         return None;
     }
     let usable = |tile: &&Tile| p.k.is_multiple_of(tile.block_k);
