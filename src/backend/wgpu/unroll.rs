@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn loops_nest_and_expressions_follow_precedence() {
         let source = "a\n//@for i 0 ROWS\n//@for j i ROWS\n${i}${j} ${D/(1+ROWS)-3*i % 2};\n//@end\n//@end\nb";
-        assert_eq!(expand(source).unwrap(), "a\n00 32;\n01 32;\n11 29;\nb\n");
+        assert_eq!(expand(source).unwrap(), "a\n00 32;\n01 32;\n11 31;\nb\n");
     }
 
     #[test]
