@@ -274,6 +274,40 @@ fn index(
     }
 }
 
+/// Prints what the steps of a vertical-slash estimate take.
+fn time_steps(b: &Wgpu, a: &Arguments, s: &AttentionShape, q: &Tensor<Wgpu>, k: &Tensor<Wgpu>) -> Result<()> {
+    let heads = s.n_heads;
+    let plan: Vec<u32> = (0..heads).flat_map(|_| [2, 1000, 6096, 0]).collect();
+    let plan = Tensor::from_slice(b, DType::U32, [heads, 4], &plan)?;
+    let mut columns = Tensor::alloc(b, DType::F32, [heads, s.kv_len])?;
+    let mut offsets = Tensor::alloc(b, DType::F32, [heads, s.kv_len])?;
+    let scoring = time(b, a.seconds, || {
+        ops::score_last_queries(b, s, plan.view(), q.view(), k.view(), columns.view_mut(), offsets.view_mut())
+    })?;
+    print!("score_last_queries {:.3} ms", scoring * 1e3);
+    for (count, forced, scores) in [(1000, 30, &columns), (6096, 100, &offsets)] {
+        let count = count.min(s.kv_len);
+        let counts = Tensor::from_slice(b, DType::U32, [heads], &vec![count as u32; heads])?;
+        let mut indices = Tensor::alloc(b, DType::U32, [heads, count])?;
+        let select =
+            time(b, a.seconds, || ops::select_top_k(b, scores.view(), counts.view(), forced, indices.view_mut()))?;
+        print!(", select_top_k {count} {:.3} ms", select * 1e3);
+    }
+    println!();
+    Ok(())
+}
+
+/// Prints what one decoding step takes, over all keys.
+fn time_decoding(b: &Wgpu, a: &Arguments, layer: &Layer, q: &Tensor<Wgpu>, [k, v]: [&Tensor<Wgpu>; 2]) -> Result<()> {
+    let s = &layer.shape;
+    let one = AttentionShape { q_len: 1, q_start: s.kv_len - 1, ..*s };
+    let mut out = Tensor::alloc(b, b.activation(), [s.n_heads * s.head_dim])?;
+    let seconds = time(b, a.seconds, || ops::decode_attention(b, &one, q.view(), k.view(), v.view(), out.view_mut()))?;
+    let bytes = 2 * s.n_kv_heads * s.kv_len * s.head_dim * b.activation().bytes(1);
+    println!("decode_attention {:.3} ms, {:.0} GB/s", seconds * 1e3, bytes as f64 / seconds / 1e9);
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let a = arguments()?;
     let b = Wgpu::new(a.device, Options::default())?;
@@ -288,6 +322,8 @@ fn main() -> Result<()> {
         let [q, k, v] = layer.on(&b)?;
         let mut out = Tensor::alloc(&b, b.activation(), [n, s.n_heads * s.head_dim])?;
         println!("\n{n} tokens, {} heads on {}, head dim {}", s.n_heads, s.n_kv_heads, s.head_dim);
+        time_steps(&b, &a, s, &q, &k)?;
+        time_decoding(&b, &a, &layer, &q, [&k, &v])?;
         for &pattern in &a.patterns {
             let patterns = vec![pattern; s.n_heads];
             let choosing = time(&b, a.seconds, || choose(&b, &patterns, s, q.view(), k.view()).map(drop))?;
