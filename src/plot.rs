@@ -1,5 +1,7 @@
 //! Pictures: heat maps as PNG or SVG (kuva) and in the terminal.
 
+use crate::backend::params::BLOCK;
+use crate::index::HostIndex;
 use crate::{Error, Result};
 use kuva::backend::{raster::RasterBackend, svg::SvgBackend};
 use kuva::plot::{ColorMap, Heatmap};
@@ -122,6 +124,60 @@ pub fn save(path: &Path, title: &str, maps: &[HeatMap]) -> Result<()> {
     crate::files::write(path, &bytes)
 }
 
+/// Which part of a head's attention map an index computes: `[side][side]` cells, queries downwards, keys to the right,
+/// each the share of its causal pairs; `None` where a cell has none (above the diagonal).
+///
+/// Made from a few queries per row of cells, so that it costs the same at 4K and at 1M tokens.
+pub fn index_map(index: &HostIndex, head: usize, side: usize) -> Vec<Vec<Option<f64>>> {
+    const SAMPLES: usize = 8;
+    let edge = |c: usize| c * index.kv_len / side;
+    let row_of_cells = |r: usize| {
+        let (first, last) = (r * index.q_len / side, ((r + 1) * index.q_len / side).max(r * index.q_len / side + 1));
+        let (mut computed, mut causal) = (vec![0usize; side], vec![0usize; side]);
+        for sample in 0..SAMPLES {
+            let query = (first + (last - first) * (2 * sample + 1) / (2 * SAMPLES)).min(index.q_len - 1);
+            let position = index.q_start + query;
+            let keys = index.row(head, query / BLOCK).keys(position);
+            for c in 0..side {
+                let cell = edge(c)..edge(c + 1).min(position + 1);
+                causal[c] += cell.len();
+                computed[c] += keys.iter().map(|k| (k.start.max(cell.start)..k.end.min(cell.end)).len()).sum::<usize>();
+            }
+        }
+        let share = |(computed, causal): (&usize, &usize)| (*causal > 0).then(|| *computed as f64 / *causal as f64);
+        computed.iter().zip(&causal).map(share).collect()
+    };
+    (0..side).map(row_of_cells).collect()
+}
+
+/// A map of [`index_map`] as lines of text: two rows of cells to a line, in colours or in shades.
+pub fn terminal_map(map: &[Vec<Option<f64>>], colours: bool) -> Vec<String> {
+    // A single column is a thin line: the square root lets it be seen beside whole blocks.
+    let tone = |cell: Option<f64>| cell.map(|share| share.clamp(0.0, 1.0).sqrt());
+    let rgb = |tone: f64| [30.0 + 225.0 * tone, 34.0 + 170.0 * tone, 60.0 + 20.0 * tone].map(|c| c as u8);
+    map.chunks(2)
+        .map(|pair| {
+            let lower = pair.last().map_or(&[][..], Vec::as_slice);
+            let cells = pair[0].iter().zip(lower).map(|(up, down)| match (tone(*up), tone(*down), colours) {
+                (None, None, _) => " ".to_string(),
+                (up, down, false) => {
+                    let mean = (up.unwrap_or(0.0) + down.unwrap_or(0.0)) / 2.0;
+                    ['.', '░', '▒', '▓', '█'][(mean * 4.0).round() as usize].to_string()
+                }
+                (None, Some(down), true) => {
+                    let [r, g, b] = rgb(down);
+                    format!("\x1b[38;2;{r};{g};{b}m▄\x1b[0m")
+                }
+                (Some(up), down, true) => {
+                    let ([r, g, b], [r2, g2, b2]) = (rgb(up), rgb(down.unwrap_or(0.0)));
+                    format!("\x1b[38;2;{r};{g};{b}m\x1b[48;2;{r2};{g2};{b2}m▀\x1b[0m")
+                }
+            });
+            cells.collect()
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +208,26 @@ mod tests {
         assert_eq!(lines[1], "depth   8192 16384  tokens");
         assert_eq!(lines[3], " 50 %     50   100");
         assert!(map().terminal(true).contains("\x1b[48;2;215;48;39m"));
+    }
+
+    #[test]
+    fn an_index_map_shows_sink_window_and_the_empty_half() {
+        // One head, 256 tokens: the first block, and each row block's own.
+        let mut index = HostIndex::empty(1, 256, 256, 0);
+        for row in 0..4 {
+            if row > 0 {
+                index.ranges.push([0, 64]);
+            }
+            index.ranges.push([64 * row, 64 * (row + 1)]);
+            index.range_ptr.push(index.ranges.len() as i64);
+            index.column_ptr.push(0);
+        }
+        let map = index_map(&index, 0, 4);
+        let one = Some(1.0);
+        assert_eq!(map[0], [one, None, None, None]);
+        assert_eq!(map[2], [one, Some(0.0), one, None]);
+        assert_eq!(terminal_map(&map, false), ["█▒  ", "█.▓▒"]);
+        assert!(terminal_map(&map, true)[0].contains('▄'));
     }
 
     #[test]

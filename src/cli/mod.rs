@@ -113,7 +113,7 @@ pub fn fail(error: &Error) -> ExitCode {
 }
 
 /// Help and version as clap writes them; anything else on one line, as all our errors are.
-fn usage(error: &clap::Error) -> ExitCode {
+pub fn usage(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // A closed stdout is no failure of ours.
         let _ = error.print();
