@@ -180,7 +180,7 @@ fn relative_l2(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
     (error / norm).sqrt()
 }
 
-/// Median seconds of a call, repeated for about `budget` seconds.
+/// Median seconds of a call, after one to warm up, repeated for about `budget` seconds.
 fn time(b: &Wgpu, budget: f64, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut once = || -> Result<f64> {
         let start = Instant::now();
@@ -188,6 +188,7 @@ fn time(b: &Wgpu, budget: f64, mut call: impl FnMut() -> Result<()>) -> Result<f
         b.synchronize()?;
         Ok(start.elapsed().as_secs_f64())
     };
+    once()?;
     let mut times = vec![once()?];
     while times.iter().sum::<f64>() < budget && times.len() < 50 {
         times.push(once()?);
