@@ -226,7 +226,7 @@ mod tests {
         let one = Some(1.0);
         assert_eq!(map[0], [one, None, None, None]);
         assert_eq!(map[2], [one, Some(0.0), one, None]);
-        assert_eq!(terminal_map(&map, false), ["█▒  ", "█.▓▒"]);
+        assert_eq!(terminal_map(&map, false), ["█▒  ", "█.▒▒"]);
         assert!(terminal_map(&map, true)[0].contains('▄'));
     }
 

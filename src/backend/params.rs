@@ -19,6 +19,7 @@ macro_rules! params {
         }
     )*};
 }
+#[cfg(feature = "wgpu")]
 pub(crate) use params;
 
 params! {

@@ -47,7 +47,7 @@ fn expected(found: &str) -> String {
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct DeviceArgs {
-    /// auto, cpu, wgpu[:N] or cuda[:N] (`minference devices` lists them).
+    /// auto, cpu, wgpu, wgpu:N, cuda or cuda:N (`minference devices` lists them).
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
     /// Forces a wgpu kernel tier: auto, plain, subgroup, coop8 or coop16.

@@ -71,7 +71,7 @@ pub struct RunArgs {
     /// Chooses the random numbers of sampling.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Writes `logits` [vocab], f32, of the prompt's last position.
+    /// Writes `logits`, f32, one a token of the vocabulary, of the prompt's last position.
     #[arg(long, value_name = "FILE")]
     pub logits_out: Option<PathBuf>,
     /// Times each operation (waiting for the device after each, so the whole takes longer) and prints the table.

@@ -1,7 +1,7 @@
 //! The reference twins: every operation on the CPU, in f32, on the threads of rayon's pool.
 //!
-//! One file per operation, each a plain statement of what the device kernels compute; [`tile`] and [`simd`] hold the two
-//! loops whose speed matters (64 queries against a tile of keys, and dot products), [`gemm`] the product of matrices.
+//! One file per operation, each a plain statement of what the device kernels compute; `tile` and `simd` hold the two
+//! loops whose speed matters (64 queries against a tile of keys, and dot products), `gemm` the product of matrices.
 //! Activations, K and V are f32. Weights stay as stored, packed ones included, and become f32 a panel at a time.
 //!
 //! ```

@@ -243,7 +243,7 @@ pub struct BindingInfo {
 }
 
 impl Module {
-    /// SPIR-V without run-time checks, with the functions that exist in it only put in ([`super::elements`]).
+    /// SPIR-V without run-time checks, with the functions that exist in it only put in (`elements.rs`).
     pub fn spirv(&self) -> Result<Vec<u32>> {
         use naga::back::spv;
         let options = spv::Options {
