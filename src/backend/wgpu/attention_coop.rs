@@ -57,14 +57,14 @@ impl std::str::FromStr for CoopVariant {
     }
 }
 
-/// All forms that are tried, best guess first, for matrices of 16 and of 8.
-const VARIANTS_16: [&str; 17] = [
+/// All forms that are tried, best guess first, for matrices of 16 and of 8. Two subgroups (`s2t1r2k32p0`) are left out:
+/// an H100 computed them wrongly (relative error 1 and more).
+const VARIANTS_16: [&str; 16] = [
     "s8t2r2k32p1",
     "s4t1r2k32p0",
     "s8t1r1k32p1",
     "s4t2r2k32p1",
     "s8t2r2k32p0",
-    "s2t1r2k32p0",
     "s4t1r1k32p1",
     "s4t1r1k16p1",
     "s8t2r2k16p1",
