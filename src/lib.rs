@@ -1,4 +1,8 @@
 //! Sparse pre-fill for long prompts on any GPU: MInference 1.0 in Rust.
+//!
+//! `unsafe` is denied but in these files: `backend/cpu/gemm.rs` (the `gemm` crate's one function, behind asserted bounds),
+//! `backend/cuda/{compile,device,gemm}.rs` (NVRTC, the driver with its launches and tensor maps, cuBLASLt),
+//! `backend/wgpu/context.rs` (trusted shaders, experimental features, the pipeline cache) and `weights/mmap.rs`.
 
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
