@@ -131,6 +131,8 @@ pub struct Engine<B: Backend> {
     /// Every token in the cache, and how the last prompt attended: LongRoPE may have to start anew in mid-answer.
     ids: Vec<u32>,
     mode: AttentionMode,
+    /// Tokens of the sequence that the cached keys were rotated for.
+    rotated_for: usize,
 }
 
 impl<B: Backend> Engine<B> {
@@ -151,7 +153,17 @@ impl<B: Backend> Engine<B> {
         MemoryPlan::new(&backend, &model, &options, options.capacity.max(1), options.capacity.max(BLOCK)).check()?;
         let decoder = Decoder::new(&backend, &model)?;
         let mode = AttentionMode::Uniform(HeadPattern::Dense);
-        Ok(Self { backend, model, decoder, options, cache: None, workspace: None, ids: Vec::new(), mode })
+        Ok(Self {
+            backend,
+            model,
+            decoder,
+            options,
+            cache: None,
+            workspace: None,
+            ids: Vec::new(),
+            mode,
+            rotated_for: 0,
+        })
     }
 
     /// The device.
@@ -216,10 +228,11 @@ impl<B: Backend> Engine<B> {
         mode: &AttentionMode,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Prefill> {
-        self.prefill_watched(ids, mode, progress, &mut ())
+        self.prefill_rows(ids, mode, progress, &mut (), false)
     }
 
-    /// [`Engine::prefill`] with a look at every layer's tensors.
+    /// [`Engine::prefill`] with a look at every layer's tensors. It computes the rows of the last layer that a pre-fill
+    /// leaves out, because nothing reads them.
     pub fn prefill_watched(
         &mut self,
         ids: &[u32],
@@ -227,32 +240,41 @@ impl<B: Backend> Engine<B> {
         progress: &mut dyn FnMut(Progress),
         watch: &mut dyn Watch<B>,
     ) -> Result<Prefill> {
+        self.prefill_rows(ids, mode, progress, watch, true)
+    }
+
+    fn prefill_rows(
+        &mut self,
+        ids: &[u32],
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+        watch: &mut dyn Watch<B>,
+        all_rows: bool,
+    ) -> Result<Prefill> {
         let start = Instant::now();
         self.check_prompt(ids, mode)?;
         let sequence = self.ids.len() + ids.len();
         // Keys that were rotated for a shorter sequence are computed anew, together with the prompt.
-        let anew = self.config().rope.outdated(self.ids.len(), sequence) && !self.ids.is_empty();
+        let anew = !self.ids.is_empty() && self.config().rope.outdated(self.rotated_for, sequence);
         let all: Vec<u32> = if anew { [&self.ids[..], ids].concat() } else { ids.to_vec() };
         if anew {
             self.reset();
         }
         self.prepare(all.len())?;
-        let mut last = None;
-        let run = self.run(&all, mode, sequence, progress, watch, &mut |b, decoder, workspace, chunk| {
+        let before = self.ids.len();
+        let mut logits = Vec::new();
+        let run = Run { ids: &all, mode, sequence, all_rows };
+        let heads = self.run(run, progress, watch, &mut |b, decoder, workspace, chunk| {
             if chunk.end == all.len() {
-                last = Some(decoder.logits(b, workspace, chunk.len() - 1..chunk.len())?.to_f32(b)?);
+                logits = decoder.logits(b, workspace, chunk.len() - 1..chunk.len())?.to_f32(b)?;
+                sample::check(&logits)?;
             }
             Ok(())
         });
-        if run.is_err() {
-            // The cache holds a part of the prompt: none of it counts.
-            let before = self.ids.len();
-            self.truncate(before);
-        }
-        let (heads, logits) = (run?, last.unwrap_or_default());
-        sample::check(&logits)?;
+        // After an error the cache holds a part of the prompt: none of it counts.
+        let heads = heads.inspect_err(|_| self.truncate(before))?;
         self.ids.extend_from_slice(&all);
-        self.mode = mode.clone();
+        (self.mode, self.rotated_for) = (mode.clone(), sequence);
         let cells = heads.iter().flatten();
         let density = cells.map(|h| h.density).sum::<f64>() / (heads.len() * self.config().n_heads) as f64;
         Ok(Prefill { logits, tokens: ids.len(), seconds: start.elapsed().as_secs_f64(), density, heads })
@@ -269,7 +291,7 @@ impl<B: Backend> Engine<B> {
         }
         self.check_ids(&[id])?;
         self.check_length(sequence)?;
-        if self.config().rope.outdated(self.ids.len(), sequence) {
+        if self.config().rope.outdated(self.rotated_for, sequence) {
             let mode = self.mode.clone();
             return Ok(self.prefill(&[id], &mode, &mut |_| ())?.logits);
         }
@@ -280,10 +302,11 @@ impl<B: Backend> Engine<B> {
             let what = format!("the KV cache is made for {} tokens, {sequence} are asked for", cache.capacity());
             return Err(Error::invalid(what));
         }
-        let chunk = Chunk { ids: &[id], mode: None, sequence };
+        let chunk = Chunk { ids: &[id], mode: None, sequence, from_row: 0 };
         self.decoder.forward(&self.backend, chunk, cache, workspace, &mut ())?;
         let logits = self.decoder.logits(&self.backend, workspace, 0..1)?.to_f32(&self.backend)?;
         self.ids.push(id);
+        self.rotated_for = sequence;
         sample::check(&logits)?;
         Ok(logits)
     }
@@ -333,7 +356,8 @@ impl<B: Backend> Engine<B> {
         self.check_prompt(ids, mode)?;
         self.prepare(ids.len())?;
         let mut losses = Vec::with_capacity(ids.len());
-        self.run(ids, mode, ids.len(), progress, &mut (), &mut |b, decoder, workspace, chunk| {
+        let run = Run { ids, mode, sequence: ids.len(), all_rows: true };
+        let run = self.run(run, progress, &mut (), &mut |b, decoder, workspace, chunk| {
             for start in chunk.clone().step_by(LOSS_ROWS) {
                 // Nothing is said about what follows the last token.
                 let rows = start..chunk.end.min(start + LOSS_ROWS).min(ids.len() - 1);
@@ -347,22 +371,21 @@ impl<B: Backend> Engine<B> {
                 }
             }
             Ok(())
-        })?;
+        });
         self.reset();
-        Ok(losses)
+        run.map(|_| losses)
     }
 
     /// All chunks of a prompt through all layers; `after` sees each chunk's residual stream in the workspace. Gives what
     /// each head did.
     fn run(
         &mut self,
-        ids: &[u32],
-        mode: &AttentionMode,
-        sequence: usize,
+        run: Run,
         progress: &mut dyn FnMut(Progress),
         watch: &mut dyn Watch<B>,
         after: &mut AfterChunk<B>,
     ) -> Result<Vec<Vec<HeadStats>>> {
+        let Run { ids, mode, sequence, all_rows } = run;
         let Self { backend: b, decoder, options, cache: Some(cache), workspace: Some(workspace), .. } = self else {
             return Err(Error::invalid("no buffers for a pre-fill"));
         };
@@ -382,9 +405,14 @@ impl<B: Backend> Engine<B> {
         for (i, chunk) in ids.chunks(chunk_len).enumerate() {
             let start = i * chunk_len;
             (recorder.start, recorder.chunk) = (start, chunk.len());
-            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence };
+            let end = start + chunk.len();
+            let from_row = match all_rows {
+                true => 0,
+                false => chunk.len() - usize::from(end == ids.len()),
+            };
+            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence, from_row };
             decoder.forward(b, chunk, cache, workspace, &mut recorder)?;
-            after(b, decoder, workspace, start..start + chunk.ids.len())?;
+            after(b, decoder, workspace, start..end)?;
         }
 
         // The counts are read once, now that everything has run.
@@ -473,6 +501,16 @@ impl<B: Backend> Engine<B> {
         }
         Ok(())
     }
+}
+
+/// What [`Engine::run`] computes.
+struct Run<'a> {
+    ids: &'a [u32],
+    mode: &'a AttentionMode,
+    /// Tokens of the whole sequence.
+    sequence: usize,
+    /// Whether every row of the last layer is wanted, not only the prompt's last.
+    all_rows: bool,
 }
 
 /// Sees the residual stream of each chunk in the workspace; the range is the chunk's tokens within the prompt.

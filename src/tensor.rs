@@ -166,6 +166,16 @@ impl<B: Backend> Tensor<B> {
         backend.write(&mut self.buffer, 0, bytemuck::cast_slice(values))
     }
 
+    /// Overwrites a part, given in bytes as they lie on the device, in queue order.
+    pub fn write_bytes(&mut self, backend: &B, byte_offset: usize, bytes: &[u8]) -> Result<()> {
+        backend.write(&mut self.buffer, byte_offset, bytes)
+    }
+
+    /// Waits for the device and brings a part back as it lies there.
+    pub fn read_bytes(&self, backend: &B, bytes: Range<usize>) -> Result<Vec<u8>> {
+        pollster::block_on(backend.download(&self.buffer, bytes))
+    }
+
     /// Waits for the device and brings f32, f16 or bf16 values back as f32.
     pub fn to_f32(&self, backend: &B) -> Result<Vec<f32>> {
         self.view().to_f32(backend)

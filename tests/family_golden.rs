@@ -115,7 +115,7 @@ impl<'a, B: Backend> Run<'a, B> {
     /// Logits of all rows.
     fn forward(&mut self, ids: &[u32], mode: Option<&AttentionMode>, watch: &mut dyn Watch<B>) -> Vec<f32> {
         let sequence = self.cache.first_position() + self.cache.len() + ids.len();
-        let chunk = Chunk { ids, mode, sequence };
+        let chunk = Chunk { ids, mode, sequence, from_row: 0 };
         self.decoder.forward(self.b, chunk, &mut self.cache, &mut self.workspace, watch).unwrap();
         self.decoder.logits(self.b, &mut self.workspace, 0..ids.len()).unwrap().to_f32(self.b).unwrap()
     }
@@ -241,6 +241,26 @@ fn longrope_crosses_in_mid_answer() {
     let answer = engine.generate(&prefill.logits, &mut Sampler::greedy(), 8, &mut |_| ()).unwrap();
     assert_eq!(answer.ids, golden.ids("greedy_ids").unwrap());
     assert_eq!(engine.ids().len(), 92 + 7);
+}
+
+/// A document cut back under LongRoPE's original length: its keys were rotated by the long factors, and are computed anew.
+#[test]
+fn longrope_returns_to_the_short_factors() {
+    let Some(dir) = directory("phi3") else { return };
+    let ids: Vec<u32> = (0..120).map(|i| (i * 53 + 7) % 256).collect();
+    let engine = || Engine::new(Cpu::new(), model(&dir, "config.json"), EngineOptions::default()).unwrap();
+    let mut cut = engine();
+    cut.prefill(&ids, &DENSE, &mut |_| ()).unwrap();
+    cut.truncate(60);
+    let got = cut.prefill(&ids[60..90], &DENSE, &mut |_| ()).unwrap().logits;
+    let want = engine().prefill(&ids[..90], &DENSE, &mut |_| ()).unwrap().logits;
+    close(common::cpu(), "90 of 120 tokens", &got, &want, 0.1);
+    cut.truncate(60);
+    let mut logits = Vec::new();
+    for id in &ids[60..90] {
+        logits = cut.decode(*id).unwrap();
+    }
+    close(common::cpu(), "30 tokens one by one", &logits, &want, 0.1);
 }
 
 /// Chunks of a dense pre-fill change nothing, with any RoPE: LongRoPE takes its factors by the whole prompt.

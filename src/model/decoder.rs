@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::ops::{self, AttentionShape, HeadBand, Rope};
 use crate::pattern::AttentionMode;
 use crate::tensor::{Tensor, View, ViewMut};
-use crate::{DType, Result};
+use crate::{DType, Error, Result};
 use std::ops::Range;
 
 /// Rows of a slice. Norms, projections and the MLP run over the chunk in slices, so that their buffers do not grow with the
@@ -37,6 +37,9 @@ pub struct Chunk<'a> {
     pub mode: Option<&'a AttentionMode>,
     /// Tokens of the whole sequence, which decide the RoPE frequencies of LongRoPE and dynamic NTK.
     pub sequence: usize,
+    /// First row whose last residual stream is wanted: the last layer's output projection and MLP leave out the rows
+    /// before it, which nothing reads in a pre-fill. 0 finishes all rows.
+    pub from_row: usize,
 }
 
 /// The tensors of one attention call, before it runs.
@@ -145,7 +148,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Runs a chunk behind the tokens in `cache`, adds its keys and values there, and leaves the residual stream in `ws`
-    /// for [`Decoder::logits`]. Nothing is read back.
+    /// for [`Decoder::logits`]. Nothing is read back, but for keys and values that stay in host memory.
     pub fn forward(
         &self,
         b: &B,
@@ -156,6 +159,9 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<()> {
         let c = &self.config;
         let (n, h, kv, d, w) = (chunk.ids.len(), c.n_heads, c.n_kv_heads, c.head_dim, c.qkv_width());
+        if n == 0 || n > ws.rows {
+            return Err(Error::invalid(format!("a chunk of {n} tokens: the workspace is made for 1 to {}", ws.rows)));
+        }
         let (past, capacity, first_position) = (cache.len(), cache.capacity(), cache.first_position());
         let rope = Rope {
             rotary_dim: c.rope.rotary_dim,
@@ -176,7 +182,8 @@ impl<B: Backend> Decoder<B> {
             v_stride: [d, capacity * d],
             out_stride: [h * d, d],
         };
-        let slices: Vec<Range<usize>> = (0..n).step_by(ws.slice).map(|r| r..n.min(r + ws.slice)).collect();
+        let slice = ws.slice;
+        let slices = |first: usize| (first..n).step_by(slice).map(move |r| r..n.min(r + slice));
 
         let length = c.rope.deciding_length(chunk.sequence);
         if ws.turns_for != Some(length) {
@@ -188,10 +195,11 @@ impl<B: Backend> Decoder<B> {
         watch.hidden(b, 0, ws.x.view().rows(0..n))?;
 
         for (i, layer) in self.layers.iter().enumerate() {
+            cache.bring(b, i)?;
             let LayerKv { k, v } = cache.layer_mut(i);
 
             // q, k, v of all rows
-            for rows in slices.clone() {
+            for rows in slices(0) {
                 let m = rows.len();
                 let x = ws.x.view().rows(rows.clone());
                 ops::rms_norm(b, x, layer.attn_norm.view(), c.norm_eps, ws.normed.view_mut().rows(0..m))?;
@@ -226,9 +234,11 @@ impl<B: Backend> Decoder<B> {
                 }
                 None => ops::decode_attention(b, &shape, call.q, call.k, call.v, out)?,
             }
+            cache.take_away(b, i, n)?;
 
             // output projection and MLP, added to the residual stream
-            for rows in slices.clone() {
+            let is_last = i + 1 == self.layers.len();
+            for rows in slices(if is_last { chunk.from_row } else { 0 }) {
                 let m = rows.len();
                 let attended = ws.attended.view().rows(rows.clone());
                 let x = ws.x.view_mut().rows(rows.clone());
@@ -259,6 +269,10 @@ impl<B: Backend> Decoder<B> {
     /// most [`SLICE_ROWS`] rows at a time.
     pub fn logits(&self, b: &B, ws: &mut Workspace<B>, rows: Range<usize>) -> Result<Tensor<B>> {
         let m = rows.len();
+        if m > ws.slice || rows.end > ws.rows {
+            let what = format!("logits of rows {rows:?}: at most {} at a time, of {}", ws.slice, ws.rows);
+            return Err(Error::invalid(what));
+        }
         let mut logits = Tensor::alloc(b, DType::F32, [m, self.config.vocab])?;
         let normed = ws.normed.view_mut().rows(0..m);
         ops::rms_norm(b, ws.x.view().rows(rows), self.final_norm.view(), self.config.norm_eps, normed)?;

@@ -5,6 +5,7 @@ use crate::backend::Backend;
 use crate::backend::params::BLOCK;
 use crate::tensor::Tensor;
 use crate::{DType, Error, Result};
+use std::ops::Range;
 use std::str::FromStr;
 
 /// Where keys and values stay after their layer.
@@ -13,6 +14,10 @@ pub enum KvPlace {
     /// In device memory.
     #[default]
     Device,
+    /// In host memory: the device holds one layer's, and every layer's are brought there for its attention and the new
+    /// ones taken away after it. For contexts whose keys and values the device cannot hold; decoding moves all of them
+    /// once for each token.
+    Host,
     /// Nowhere: every layer overwrites the last one's. Pre-fill of one chunk only, as in the paper's latency figures.
     None,
 }
@@ -24,8 +29,8 @@ impl FromStr for KvPlace {
     fn from_str(text: &str) -> Result<Self> {
         match text {
             "device" => Ok(Self::Device),
+            "host" => Ok(Self::Host),
             "none" => Ok(Self::None),
-            "host" => Err(Error::Unsupported("--kv host: keys and values in host memory are not built yet".into())),
             other => Err(Error::invalid(format!("--kv: expected device, host or none, found {other:?}"))),
         }
     }
@@ -41,7 +46,10 @@ pub struct LayerKv<B: Backend> {
 
 /// Keys and values of all layers, for one sequence.
 pub struct KvCache<B: Backend> {
+    /// On the device: all layers', or one that they share.
     layers: Vec<LayerKv<B>>,
+    /// Bytes of k and of v of each layer, as on the device, where they stay in host memory.
+    host: Vec<[Vec<u8>; 2]>,
     place: KvPlace,
     capacity: usize,
     len: usize,
@@ -53,13 +61,39 @@ impl<B: Backend> KvCache<B> {
     pub fn new(backend: &B, config: &DecoderConfig, capacity: usize, place: KvPlace) -> Result<Self> {
         let capacity = capacity.next_multiple_of(BLOCK);
         let (shape, act) = ([config.n_kv_heads, capacity, config.head_dim], backend.activation());
-        let stored = match place {
-            KvPlace::Device => config.n_layers,
-            KvPlace::None => 1,
-        };
+        let stored = if place == KvPlace::Device { config.n_layers } else { 1 };
         let layer = |_| Ok(LayerKv { k: Tensor::alloc(backend, act, shape)?, v: Tensor::alloc(backend, act, shape)? });
         let layers = (0..stored).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, place, capacity, len: 0, first_position: 0 })
+        let bytes = act.bytes(config.n_kv_heads * capacity * config.head_dim);
+        let host = match place {
+            KvPlace::Host => (0..config.n_layers).map(|_| [vec![0; bytes], vec![0; bytes]]).collect(),
+            _ => Vec::new(),
+        };
+        Ok(Self { layers, host, place, capacity, len: 0, first_position: 0 })
+    }
+
+    /// Brings a layer's keys and values to the device, where they stay in host memory.
+    pub(super) fn bring(&mut self, b: &B, layer: usize) -> Result<()> {
+        let Some(host) = self.host.get(layer) else { return Ok(()) };
+        let LayerKv { k, v } = &mut self.layers[0];
+        for (tensor, bytes) in [k, v].into_iter().zip(host) {
+            for span in spans(tensor, 0..self.len) {
+                tensor.write_bytes(b, span.start, &bytes[span])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the `n` tokens that a layer added back to where they stay. Waits for the device.
+    pub(super) fn take_away(&mut self, b: &B, layer: usize, n: usize) -> Result<()> {
+        let Some(host) = self.host.get_mut(layer) else { return Ok(()) };
+        let LayerKv { k, v } = &self.layers[0];
+        for (tensor, bytes) in [k, v].into_iter().zip(host) {
+            for span in spans(tensor, self.len..self.len + n) {
+                bytes[span.clone()].copy_from_slice(&tensor.read_bytes(b, span)?);
+            }
+        }
+        Ok(())
     }
 
     /// One layer's keys and values.
@@ -114,9 +148,17 @@ impl<B: Backend> KvCache<B> {
     }
 }
 
-/// Bytes that [`KvCache::new`] allocates.
+/// The bytes of some tokens in a cache `[KV, capacity, D]`: one span for each head.
+fn spans<B: Backend>(cache: &Tensor<B>, tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<B> {
+    let (shape, dtype) = (cache.shape(), cache.dtype());
+    let [heads, capacity, d] = [0, 1, 2].map(|i| shape.dims()[i]);
+    let at = move |head: usize, token: usize| dtype.bytes((head * capacity + token) * d);
+    (0..heads).map(move |head| at(head, tokens.start)..at(head, tokens.end)).filter(|span| !span.is_empty())
+}
+
+/// Bytes that [`KvCache::new`] allocates on the device.
 pub fn bytes(config: &DecoderConfig, act: DType, capacity: usize, place: KvPlace) -> u64 {
-    let stored = if place == KvPlace::None { 1 } else { config.n_layers };
+    let stored = if place == KvPlace::Device { config.n_layers } else { 1 };
     let elements = config.n_kv_heads * config.head_dim * 2 * stored;
     act.bytes(elements) as u64 * capacity.next_multiple_of(BLOCK) as u64
 }
