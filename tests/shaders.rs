@@ -73,8 +73,8 @@ fn all_validate_and_compile_for_every_api() {
         assert_eq!(module.ir.entry_points.len(), 1, "{label}");
         assert_eq!(module.ir.entry_points[0].name, "main", "{label}");
         spirv(&label, &module);
-        // Elements of fragments are there in SPIR-V alone.
-        if !specialisation.is_elementwise() {
+        // What SPIR-V alone can say.
+        if !specialisation.is_spirv_only() {
             metal(&label, &module);
         }
         if !specialisation.is_cooperative() {

@@ -378,3 +378,58 @@ fn matmul_in_all_forms() {
         }
     }
 }
+
+/// A device that the caller made, as an engine that embeds the operations has one.
+fn callers_device() -> Option<(wgpu::Device, wgpu::Queue)> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).ok()?;
+    let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
+    let device = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+        required_features: adapter.features() & (wanted | wgpu::Features::SUBGROUP_BARRIER),
+        required_limits: adapter.limits(),
+        ..wgpu::DeviceDescriptor::default()
+    }));
+    Some(device.unwrap())
+}
+
+#[test]
+fn works_on_a_callers_device_and_buffer() {
+    let Some((device, queue)) = callers_device() else { return eprintln!("not run: no adapter") };
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+    let buffer = |usage| {
+        device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 64, usage, mapped_at_creation: false })
+    };
+    let b = Wgpu::from_device(device.clone(), queue.clone(), Options::default()).unwrap();
+    let theirs = buffer(usage);
+    queue.write_buffer(&theirs, 0, bytemuck::cast_slice(&[1f32; 16]));
+    queue.submit([]);
+    let part = minference::backend::wgpu::Buffer::wrap(theirs.clone(), 20, 12).unwrap();
+    let mut out = Tensor::from_buffer(part, DType::F32, [3]);
+    let x = Tensor::from_slice(&b, DType::F32, [3], &[10f32, 20.0, 30.0]).unwrap();
+    ops::add(&b, x.view(), out.view_mut()).unwrap();
+    assert_eq!(out.to_f32(&b).unwrap(), [11.0, 21.0, 31.0]);
+    let whole = minference::backend::wgpu::Buffer::wrap(theirs.clone(), 0, 64).unwrap();
+    let whole = Tensor::<Wgpu>::from_buffer(whole, DType::F32, [16]).to_f32(&b).unwrap();
+    assert_eq!(whole.iter().sum::<f32>(), 16.0 + 60.0, "the rest is as it was");
+    assert_eq!(b.memory().current, 16, "only what the backend made is on its account");
+
+    let wrap = |raw, offset, len| minference::backend::wgpu::Buffer::wrap(raw, offset, len).err();
+    assert!(matches!(wrap(buffer(wgpu::BufferUsages::STORAGE), 0, 64), Some(Error::Invalid(_))), "usage");
+    assert!(matches!(wrap(theirs.clone(), 2, 8), Some(Error::Invalid(_))), "not at a word");
+    assert!(matches!(wrap(theirs, 60, 8), Some(Error::Invalid(_))), "past the end");
+}
+
+#[test]
+fn a_lost_device_is_an_error() {
+    let Some((device, queue)) = callers_device() else { return eprintln!("not run: no adapter") };
+    let b = Wgpu::from_device(device.clone(), queue, Options::default()).unwrap();
+    let x = Tensor::from_slice(&b, DType::F32, [3], &[10f32, 20.0, 30.0]).unwrap();
+    let mut out = Tensor::from_slice(&b, DType::F32, [3], &[0f32; 3]).unwrap();
+    device.destroy();
+    let launched = ops::add(&b, x.view(), out.view_mut());
+    let read = out.to_f32(&b);
+    assert!(launched.is_err() || read.is_err(), "{read:?}");
+    // Whatever is still called neither panics nor gives values.
+    let _ = (b.alloc(16), b.flush(), b.synchronize());
+    assert!(out.to_f32(&b).is_err());
+}

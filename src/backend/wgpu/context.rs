@@ -447,7 +447,7 @@ impl Context {
                 count: None,
             })
             .collect();
-        let spirv = if specialisation.is_elementwise() { Some(module.spirv()?) } else { None };
+        let spirv = if specialisation.is_spirv_only() { Some(module.spirv()?) } else { None };
         let workgroup_size = module.ir.entry_points.first().map_or([0; 3], |entry| entry.workgroup_size);
         self.guarded(&format!("compiling {label}"), || {
             let descriptor = wgpu::ShaderModuleDescriptor {

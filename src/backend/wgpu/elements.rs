@@ -29,6 +29,8 @@ const STORE: u32 = 62;
 const ACCESS_CHAIN: u32 = 65;
 const F_CONVERT: u32 = 115;
 const LABEL: u32 = 248;
+const TYPE_COOPERATIVE_MATRIX: u32 = 4456;
+const COOPERATIVE_MATRIX_LOAD: u32 = 4457;
 const RETURN_VALUE: u32 = 254;
 const EXP2: u32 = 29;
 const F_MAX: u32 = 40;
@@ -180,6 +182,36 @@ pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
     }
     out.extend(&words[from..]);
     out[3] = ids.next;
+    Ok(out)
+}
+
+/// Makes loads of matrices from an array of words loads of f16 matrices. SPIR-V lets a matrix be loaded from elements of
+/// any type; WGSL takes the matrix's type from the elements, so that naga writes loads of u32 matrices.
+pub(super) fn matrices_of_words(words: &[u32]) -> Result<Vec<u32>> {
+    let all = instructions(words)?;
+    let missing = |what: &str| Error::Device(format!("SPIR-V: no {what} in the module"));
+    let find = |code: u32, matches: &dyn Fn(&[u32]) -> bool| {
+        all.iter().find(|i| i.code() == code && matches(i.words)).map(|i| i.words[1])
+    };
+    let uint = find(TYPE_INT, &|w| w[2..] == [32, 0]).ok_or_else(|| missing("type u32"))?;
+    let half = find(TYPE_FLOAT, &|w| w[2] == 16).ok_or_else(|| missing("type f16"))?;
+    // From each type of u32 matrices to that of f16 with the same scope, shape and use.
+    let mut types = HashMap::new();
+    for matrix in all.iter().filter(|i| i.code() == TYPE_COOPERATIVE_MATRIX && i.words[2] == uint) {
+        let twin = find(TYPE_COOPERATIVE_MATRIX, &|w| w[2] == half && w[3..] == matrix.words[3..]);
+        types.insert(matrix.words[1], twin.ok_or_else(|| missing("matrix type of f16"))?);
+    }
+    let mut out = words[..HEADER].to_vec();
+    for instruction in &all {
+        match (instruction.code(), instruction.words.get(1).and_then(|id| types.get(id))) {
+            (TYPE_COOPERATIVE_MATRIX, Some(_)) => {}
+            (COOPERATIVE_MATRIX_LOAD, Some(&twin)) => {
+                out.extend([instruction.words[0], twin]);
+                out.extend(&instruction.words[2..]);
+            }
+            _ => out.extend(instruction.words),
+        }
+    }
     Ok(out)
 }
 

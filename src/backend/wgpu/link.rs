@@ -6,7 +6,7 @@
 //! device: the tests compile exactly that list for every API, and the context builds pipelines for nothing else.
 
 use super::Traits;
-use super::elements::splice;
+use super::elements::{matrices_of_words, splice};
 use super::unroll::unroll;
 use crate::{DType, Error, Result};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -28,11 +28,11 @@ const KERNELS: &[(&str, &str)] = sources!("shaders/":
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
     "coop_elements" "coop_tiles_scalar" "coop_tiles_vec4" "coop_walk" "dot_tile" "input8_vec4" "input8_wide"
-    "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "matmul_out"
+    "input8_words" "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "matmul_out"
     "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32" "radix_select" "reduce_subgroup" "reduce_workgroup"
-    "rows16_subgroup" "rows16_workgroup" "scan_subgroup" "scan_workgroup" "stage_scalar" "stage_vec4" "team_subgroup"
-    "team_workgroup" "tile_order" "weight8_vec4" "weight8_wide" "weight_bf16" "weight_f16_packed"
-    "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
+    "rows16_subgroup" "rows16_workgroup" "scan_subgroup" "scan_workgroup" "stage_scalar" "stage_vec4" "stage_words"
+    "team_subgroup" "team_workgroup" "tile_order" "weight8_vec4" "weight8_wide" "weight8_words" "weight_bf16"
+    "weight_f16_packed" "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
 
 /// Stems of all kernels that can be linked.
 pub fn kernels() -> impl Iterator<Item = &'static str> {
@@ -73,6 +73,8 @@ pub struct Specialisation {
     coop: bool,
     /// Elements of a fragment that a lane holds, where the kernel works on them; else 0.
     elements: u32,
+    /// Whether it loads matrices of f16 from words.
+    words: bool,
 }
 
 impl Specialisation {
@@ -86,6 +88,7 @@ impl Specialisation {
             f16: traits.f16(),
             coop: false,
             elements: 0,
+            words: false,
         }
     }
 
@@ -147,9 +150,15 @@ impl Specialisation {
         self.with("coop_elements")
     }
 
-    /// Whether it has functions that exist in SPIR-V only.
-    pub fn is_elementwise(&self) -> bool {
-        self.elements > 0
+    /// Loads matrices of f16 from words: see [`Module::spirv`].
+    pub(super) fn matrices_of_words(mut self) -> Self {
+        self.words = true;
+        self
+    }
+
+    /// Whether it does what SPIR-V alone can say.
+    pub fn is_spirv_only(&self) -> bool {
+        self.elements > 0 || self.words
     }
 
     /// Whether it uses cooperative matrices, for which naga has no HLSL.
@@ -216,7 +225,7 @@ impl Specialisation {
         let info = Validator::new(ValidationFlags::all(), Capabilities::all())
             .validate(&ir)
             .map_err(|e| explain(e.emit_to_string(&text)))?;
-        Ok(Module { ir, info, text, elements: self.elements })
+        Ok(Module { ir, info, text, elements: self.elements, words: self.words })
     }
 }
 
@@ -229,6 +238,7 @@ pub struct Module {
     /// The WGSL it came from.
     pub text: String,
     elements: u32,
+    words: bool,
 }
 
 /// One storage binding of a shader.
@@ -243,7 +253,7 @@ pub struct BindingInfo {
 }
 
 impl Module {
-    /// SPIR-V without run-time checks, with the functions that exist in it only put in (`elements.rs`).
+    /// SPIR-V without run-time checks, with what exists in it only put in (`elements.rs`).
     pub fn spirv(&self) -> Result<Vec<u32>> {
         use naga::back::spv;
         let options = spv::Options {
@@ -256,7 +266,8 @@ impl Module {
         };
         let words = spv::write_vec(&self.ir, &self.info, &options, None)
             .map_err(|e| Error::Device(format!("writing SPIR-V: {e}")))?;
-        if self.elements > 0 { splice(&words, self.elements) } else { Ok(words) }
+        let words = if self.elements > 0 { splice(&words, self.elements)? } else { words };
+        if self.words { matrices_of_words(&words) } else { Ok(words) }
     }
 
     /// Storage bindings of group 0, by index.

@@ -39,12 +39,22 @@ pub(super) struct Tile {
     subgroups: [u32; 2],
     block_k: u32,
     stages: u32,
-    /// Operands are read as 2 x 4 matrices, 16 bytes at once.
-    wide: bool,
+    units: Units,
+}
+
+/// How `matmul_coop` takes 8 elements of an operand from memory to workgroup memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Units {
+    /// Two vectors of four.
+    Vectors,
+    /// A 2 x 4 matrix, then two vectors of four.
+    Matrix,
+    /// Four words, 16 bytes with one instruction everywhere: in SPIR-V alone can matrices be loaded from there.
+    Words,
 }
 
 macro_rules! tiles {
-    ($($name:literal: $matrix:literal, $fragments:expr, $subgroups:expr, $k:literal, $stages:literal, $wide:literal;)*) => {
+    ($($name:literal: $matrix:literal, $fragments:expr, $subgroups:expr, $k:literal, $stages:literal, $units:ident;)*) => {
         &[$(Tile {
             name: $name,
             matrix: $matrix,
@@ -52,39 +62,48 @@ macro_rules! tiles {
             subgroups: $subgroups,
             block_k: $k,
             stages: $stages,
-            wide: $wide,
+            units: Units::$units,
         }),*]
     };
 }
 
 /// Shapes to choose from. The first of a matrix size that a device can hold is its default for large products.
 const TILES: &[Tile] = tiles! {
-    // name: matrix size, fragments, subgroups, inner length, stages, wide reads
-    "128x256x16x2": 16, [4, 4], [2, 4], 16, 2, false;
-    "128x256x16x2w": 16, [4, 4], [2, 4], 16, 2, true;
-    "256x128x16x2": 16, [4, 4], [4, 2], 16, 2, false;
-    "256x128x16x2w": 16, [4, 4], [4, 2], 16, 2, true;
-    "128x256x32x1": 16, [4, 4], [2, 4], 32, 1, false;
-    "128x256x32x1w": 16, [4, 4], [2, 4], 32, 1, true;
-    "256x128x32x1": 16, [4, 4], [4, 2], 32, 1, false;
-    "128x128x32x2": 16, [4, 4], [2, 2], 32, 2, false;
-    "128x128x32x2w": 16, [4, 4], [2, 2], 32, 2, true;
-    "128x128x32x1": 16, [4, 4], [2, 2], 32, 1, false;
-    "128x128x32x1w": 16, [4, 4], [2, 2], 32, 1, true;
-    "128x128x64x1": 16, [4, 4], [2, 2], 64, 1, false;
-    "128x128x16x2": 16, [4, 4], [2, 2], 16, 2, false;
-    "128x128x32x2s8": 16, [2, 4], [4, 2], 32, 2, false;
-    "128x128x32x2t8": 16, [4, 2], [2, 4], 32, 2, false;
-    "128x128x64x1s8": 16, [2, 4], [4, 2], 64, 1, false;
-    "128x128x32x1s8": 16, [2, 4], [4, 2], 32, 1, false;
-    "128x128x32x1t8": 16, [4, 2], [2, 4], 32, 1, false;
-    "128x256x32x1s16": 16, [2, 4], [4, 4], 32, 1, false;
-    "128x256x16x2u8": 16, [2, 8], [4, 2], 16, 2, false;
-    "64x256x32x1": 16, [4, 4], [1, 4], 32, 1, false;
-    "64x128x32x2": 16, [4, 4], [1, 2], 32, 2, false;
-    "64x64x64x2": 16, [2, 2], [2, 2], 64, 2, false;
-    "64x64x16x2": 8, [4, 4], [2, 2], 16, 2, false;
-    "64x64x32x1": 8, [4, 4], [2, 2], 32, 1, false;
+    // name: matrix size, fragments, subgroups, inner length, stages, units
+    "128x256x16x2": 16, [4, 4], [2, 4], 16, 2, Vectors;
+    "128x256x16x2w": 16, [4, 4], [2, 4], 16, 2, Matrix;
+    "256x128x16x2": 16, [4, 4], [4, 2], 16, 2, Vectors;
+    "256x128x16x2w": 16, [4, 4], [4, 2], 16, 2, Matrix;
+    "128x256x32x1": 16, [4, 4], [2, 4], 32, 1, Vectors;
+    "128x256x32x1w": 16, [4, 4], [2, 4], 32, 1, Matrix;
+    "256x128x32x1": 16, [4, 4], [4, 2], 32, 1, Vectors;
+    "128x128x32x2": 16, [4, 4], [2, 2], 32, 2, Vectors;
+    "128x128x32x2w": 16, [4, 4], [2, 2], 32, 2, Matrix;
+    "128x128x32x1": 16, [4, 4], [2, 2], 32, 1, Vectors;
+    "128x128x32x1w": 16, [4, 4], [2, 2], 32, 1, Matrix;
+    "128x256x16x2u": 16, [4, 4], [2, 4], 16, 2, Words;
+    "128x256x32x1u": 16, [4, 4], [2, 4], 32, 1, Words;
+    "256x128x16x2u": 16, [4, 4], [4, 2], 16, 2, Words;
+    "128x128x32x2u": 16, [4, 4], [2, 2], 32, 2, Words;
+    "128x128x32x1u": 16, [4, 4], [2, 2], 32, 1, Words;
+    "128x128x64x1u": 16, [4, 4], [2, 2], 64, 1, Words;
+    "128x128x32x2us8": 16, [2, 4], [4, 2], 32, 2, Words;
+    "128x128x32x2ut8": 16, [4, 2], [2, 4], 32, 2, Words;
+    "128x128x64x1": 16, [4, 4], [2, 2], 64, 1, Vectors;
+    "128x128x16x2": 16, [4, 4], [2, 2], 16, 2, Vectors;
+    "128x128x32x2s8": 16, [2, 4], [4, 2], 32, 2, Vectors;
+    "128x128x32x2t8": 16, [4, 2], [2, 4], 32, 2, Vectors;
+    "128x128x64x1s8": 16, [2, 4], [4, 2], 64, 1, Vectors;
+    "128x128x32x1s8": 16, [2, 4], [4, 2], 32, 1, Vectors;
+    "128x128x32x1t8": 16, [4, 2], [2, 4], 32, 1, Vectors;
+    "128x256x32x1s16": 16, [2, 4], [4, 4], 32, 1, Vectors;
+    "128x256x16x2u8": 16, [2, 8], [4, 2], 16, 2, Vectors;
+    "64x256x32x1": 16, [4, 4], [1, 4], 32, 1, Vectors;
+    "64x128x32x2": 16, [4, 4], [1, 2], 32, 2, Vectors;
+    "64x64x64x2": 16, [2, 2], [2, 2], 64, 2, Vectors;
+    "64x64x16x2": 8, [4, 4], [2, 2], 16, 2, Vectors;
+    "64x64x32x1": 8, [4, 4], [2, 2], 32, 1, Vectors;
+    "64x64x16x2u": 8, [4, 4], [2, 2], 16, 2, Words;
 };
 
 impl Tile {
@@ -111,6 +130,7 @@ impl Tile {
         let spread = 4 * subgroups * self.matrix * self.matrix;
         let passes = [self.rows(), self.columns()].map(|rows| self.passes(traits, rows));
         self.matrix == traits.matrix()
+            && (traits.passthrough || self.units != Units::Words)
             && staged + spread <= traits.workgroup_bytes
             && passes.iter().all(|n| (1..=8).contains(n))
     }
@@ -170,17 +190,28 @@ impl Operands {
 
     /// On cooperative matrices, storing `lanes` columns at a time.
     fn cooperative(&self, traits: &Traits, tile: &Tile, lanes: u64) -> Specialisation {
-        let operand_lanes = if tile.wide { 8 } else { 4 };
-        let fragment = |narrow, wide| if tile.wide { wide } else { narrow };
-        // Metal's matrix loads take pointers to scalars; the 8 x 8 tier is Metal's.
-        let stage = if tile.matrix == 8 { "stage_scalar" } else { "stage_vec4" };
-        Specialisation::new("matmul_coop", traits)
-            .cooperative()
-            .constant("MATRIX", tile.matrix)
-            .read("In", DType::F16, operand_lanes)
-            .with(fragment("input8_vec4", "input8_wide"))
-            .read("Weight", DType::F16, operand_lanes)
-            .with(fragment("weight8_vec4", "weight8_wide"))
+        let kernel = Specialisation::new("matmul_coop", traits).cooperative().constant("MATRIX", tile.matrix);
+        let kernel = match tile.units {
+            Units::Vectors => {
+                kernel.read("In", DType::F16, 4).with("input8_vec4").read("Weight", DType::F16, 4).with("weight8_vec4")
+            }
+            Units::Matrix => {
+                kernel.read("In", DType::F16, 8).with("input8_wide").read("Weight", DType::F16, 8).with("weight8_wide")
+            }
+            Units::Words => kernel
+                .alias("In", "vec4<u32>")
+                .with("input8_words")
+                .alias("Weight", "vec4<u32>")
+                .with("weight8_words")
+                .matrices_of_words(),
+        };
+        let stage = match tile.units {
+            Units::Words => "stage_words",
+            // Metal's matrix loads take pointers to scalars; the 8 x 8 tier is Metal's.
+            _ if tile.matrix == 8 => "stage_scalar",
+            _ => "stage_vec4",
+        };
+        kernel
             .constant("SUBGROUP", traits.subgroup_max)
             .constant("FRAGMENTS_M", tile.fragments[0])
             .constant("FRAGMENTS_N", tile.fragments[1])
@@ -277,7 +308,7 @@ fn launch(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: [Binding; 4
     {
         let [x, w, bias, out] = bindings;
         let out_lanes = lanes(&[out], &[p.n, p.out_stride]);
-        let operand_lanes = if tile.wide { 8 } else { 4 };
+        let operand_lanes = if tile.units == Units::Vectors { 4 } else { 8 };
         let bindings = [x.with_lanes(operand_lanes), w.with_lanes(operand_lanes), bias, out.with_lanes(out_lanes)];
         let tiles = u64::from(p.n.div_ceil(tile.columns())) * u64::from(p.m.div_ceil(tile.rows()));
         return b.dispatch(&operands.cooperative(traits, tile, out_lanes), p, &bindings, fold(tiles));

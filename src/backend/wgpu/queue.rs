@@ -209,7 +209,7 @@ impl Wgpu {
 
     pub(super) fn upload_bytes(&self, bytes: &[u8]) -> Result<Buffer> {
         let buffer = self.create_buffer(bytes.len(), true)?;
-        fill(&buffer.raw, bytes)?;
+        self.context.guarded("an upload", || fill(&buffer.raw, bytes))??;
         self.staged(bytes.len() as u64)?;
         Ok(buffer)
     }
@@ -239,7 +239,7 @@ impl Wgpu {
             mapped_at_creation: true,
         };
         let staging = context.guarded("a staging buffer", || context.device.create_buffer(&descriptor))?;
-        fill(&staging, bytes)?;
+        context.guarded("a write", || fill(&staging, bytes))??;
         let (target, target_offset) = (buffer.raw.clone(), buffer.offset + offset);
         let copy = Command::Copy { source: staging, source_offset: 0, target, target_offset, size: descriptor.size };
         lock(&self.recorder).commands.push(copy);
@@ -294,7 +294,9 @@ impl Wgpu {
         }
         let (report, mapped) = std::sync::mpsc::channel();
         // Nobody listens any more only where this function has already failed.
-        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(report.send(result)));
+        context.guarded("a read-back", || {
+            staging.map_async(wgpu::MapMode::Read, .., move |result| drop(report.send(result)));
+        })?;
         context.wait(None)?;
         let failed = |why: String| Error::Device(format!("reading back {size} bytes: {why}"));
         // The copy is done, but where several threads wait at a time, another one may be about to run our callback.
