@@ -315,15 +315,16 @@ fn a_reader_that_leaves_is_no_failure() {
 fn an_interrupt_ends_with_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let ids = dir.path().join("ids.json");
-    let prompt: Vec<u32> = (0..60_000).map(|i| i % 4096).collect();
+    let prompt: Vec<u32> = (0..400_000).map(|i| i % 4096).collect();
     std::fs::write(&ids, json!(prompt).to_string()).unwrap();
     let child = program()
-        .args(["run", "--model", "needle", "--device", "cpu", "--token-ids", text(&ids), "-q"])
+        .args(["run", "--model", "needle", "--device", "cpu", "--token-ids", text(&ids), "--chunk", "4096", "-q"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Long enough to have begun, far too short to have ended: 60,000 dense tokens take a minute or more.
+    // Long enough to have begun, far too short to have ended: 400,000 dense tokens are 300 TFLOP. In chunks, because an
+    // engine stops between the layers of a chunk.
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
