@@ -29,6 +29,9 @@ pub struct HeatMap {
 /// Red, yellow, green at 0, 0.5, 1: told apart by lightness too, and close to the colours of the published figures.
 const STOPS: [[f64; 3]; 3] = [[215.0, 48.0, 39.0], [254.0, 224.0, 139.0], [26.0, 152.0, 80.0]];
 
+/// Size of a map's title.
+const TITLE: u32 = 14;
+
 /// The colour of a value in 0..=1.
 fn colour(value: f64) -> [u8; 3] {
     let at = value.clamp(0.0, 1.0) * 2.0;
@@ -79,6 +82,7 @@ impl HeatMap {
         let plots = vec![Plot::Heatmap(Heatmap::new().with_data(rows).with_color_map(map).with_values())];
         let mut layout = Layout::auto_from_plots(&plots)
             .with_title(&self.title)
+            .with_title_size(TITLE)
             .with_x_label(&self.x_label)
             .with_y_label(&self.y_label)
             .with_x_categories(self.columns.clone())
@@ -108,11 +112,14 @@ pub fn save(path: &Path, title: &str, maps: &[HeatMap]) -> Result<()> {
     let (plots, layouts): (Vec<_>, Vec<_>) = maps.iter().map(HeatMap::plot).unzip();
     let columns = maps.iter().map(|m| m.columns.len()).max().unwrap_or(1);
     let rows = maps.iter().map(|m| m.rows.len()).max().unwrap_or(1);
+    // A title is centred on the cells and may be longer than they are wide: 0.62 is the width of a character of the font.
+    let longest = maps.iter().map(|m| m.title.chars().count()).max().unwrap_or(0);
+    let width = (170.0 + 62.0 * columns as f64).max(120.0 + 0.62 * f64::from(TITLE) * longest as f64);
     let scene = Figure::new(down, across)
         .with_title(title)
         .with_plots(plots)
         .with_layouts(layouts)
-        .with_cell_size(170.0 + 62.0 * columns as f64, 130.0 + 34.0 * rows as f64)
+        .with_cell_size(width, 130.0 + 34.0 * rows as f64)
         .render();
     let bytes = match format.as_str() {
         "svg" => SvgBackend.render_scene(&scene).into_bytes(),

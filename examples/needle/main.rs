@@ -247,7 +247,10 @@ fn ask_all<B: Backend>(
             outcome.prefill_s -= picture.seconds;
             outcome.tokens_per_s = outcome.tokens as f64 / outcome.prefill_s;
             done += weight(cell);
-            say(&bar, &row(width, columns(&outcome)));
+            // Padded before it is painted: escapes have no width.
+            let verdict = format!("{:<5}", if outcome.correct { "right" } else { "wrong" });
+            let painted = plot::painted(&verdict, f64::from(u8::from(outcome.correct)), console.colours());
+            say(&bar, &row(width, columns(&outcome)).replacen(&verdict, &painted, 1));
             runs.push(Run { seed: cell.seed, outcome, picture: picture.lines });
         }
     }
