@@ -39,8 +39,11 @@ status=0
 cargo test --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?
 
 # A case's name ends with the backend that it ran on (`rope::wgpu_subgroup`); cases without one need no device.
-cases=$(sed -n 's/^test \(.*\) \.\.\. ok$/\1/p' "$log" |
-    sed -nE 's/.*::((cpu|wgpu|cuda)[a-z0-9_]*)$/\1/p;t;s/.*/host/p' | sort | uniq -c | awk '{print $2, $1}')
+cases=$(awk '/^test .* \.\.\. ok$/ {
+    n = split($2, part, "::")
+    backend = part[n] ~ /^(cpu|wgpu|cuda)[a-z0-9_]*$/ && n > 1 ? part[n] : "host"
+    count[backend]++
+} END { for (backend in count) print backend, count[backend] }' "$log" | sort)
 passed=$(grep -c '^test .* \.\.\. ok$' "$log" || true)
 failed=$(grep -c '^test .* \.\.\. FAILED$' "$log" || true)
 printf '\ncases that passed, per backend:\n%s\n' "$cases"

@@ -70,11 +70,15 @@ macro_rules! tiles {
 /// Shapes to choose from. The first of a matrix size that a device can hold is its default for large products.
 const TILES: &[Tile] = tiles! {
     // name: matrix size, fragments, subgroups, inner length, stages, units
+    // 4096 x 14336 x 4096 on an H100: 273, 268, 264 and, of those without SPIR-V of our own, 163 TFLOP/s; the rest 57 to 193.
+    "128x128x64x1u": 16, [4, 4], [2, 2], 64, 1, Words;
+    "128x128x32x1u": 16, [4, 4], [2, 2], 32, 1, Words;
+    "128x256x32x1u": 16, [4, 4], [2, 4], 32, 1, Words;
+    "128x256x32x1": 16, [4, 4], [2, 4], 32, 1, Vectors;
     "128x256x16x2": 16, [4, 4], [2, 4], 16, 2, Vectors;
     "128x256x16x2w": 16, [4, 4], [2, 4], 16, 2, Matrix;
     "256x128x16x2": 16, [4, 4], [4, 2], 16, 2, Vectors;
     "256x128x16x2w": 16, [4, 4], [4, 2], 16, 2, Matrix;
-    "128x256x32x1": 16, [4, 4], [2, 4], 32, 1, Vectors;
     "128x256x32x1w": 16, [4, 4], [2, 4], 32, 1, Matrix;
     "256x128x32x1": 16, [4, 4], [4, 2], 32, 1, Vectors;
     "128x128x32x2": 16, [4, 4], [2, 2], 32, 2, Vectors;
@@ -82,11 +86,8 @@ const TILES: &[Tile] = tiles! {
     "128x128x32x1": 16, [4, 4], [2, 2], 32, 1, Vectors;
     "128x128x32x1w": 16, [4, 4], [2, 2], 32, 1, Matrix;
     "128x256x16x2u": 16, [4, 4], [2, 4], 16, 2, Words;
-    "128x256x32x1u": 16, [4, 4], [2, 4], 32, 1, Words;
     "256x128x16x2u": 16, [4, 4], [4, 2], 16, 2, Words;
     "128x128x32x2u": 16, [4, 4], [2, 2], 32, 2, Words;
-    "128x128x32x1u": 16, [4, 4], [2, 2], 32, 1, Words;
-    "128x128x64x1u": 16, [4, 4], [2, 2], 64, 1, Words;
     "128x128x32x2us8": 16, [2, 4], [4, 2], 32, 2, Words;
     "128x128x32x2ut8": 16, [4, 2], [2, 4], 32, 2, Words;
     "128x128x64x1": 16, [4, 4], [2, 2], 64, 1, Vectors;
