@@ -10,6 +10,7 @@ mod devices;
 mod doctor;
 pub mod mode;
 mod patterns;
+mod random;
 pub mod run;
 
 use crate::{Error, Result};
@@ -74,8 +75,6 @@ const NOT_BUILT: &[&str] = &[
     "--skip-softmax",
     "--min-budget",
     "--max-budget",
-    "--random-weights",
-    "--weight-type",
     "--dtype",
 ];
 
