@@ -90,7 +90,9 @@ fn one_length<B: Backend>(
     let heads = layer.shape.n_heads;
     let dense = ("dense".to_owned(), Source::Patterns(vec![HeadPattern::Dense; heads]));
     let sources = bench.patterns.iter().filter(|p| **p != HeadPattern::Dense).map(|&pattern| {
-        let sets = |(columns, offsets)| (0..heads).into_par_iter().map(move |h| bands(layer.shape.kv_len, columns, offsets, h));
+        let sets = |(columns, offsets)| {
+            (0..heads).into_par_iter().map(move |h| bands(layer.shape.kv_len, columns, offsets, h))
+        };
         match (pattern, bench.sets) {
             (HeadPattern::VerticalSlash { columns, offsets }, Sets::Bands) => {
                 let (columns, offsets) = sets((columns, offsets)).unzip();

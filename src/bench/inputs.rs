@@ -118,7 +118,8 @@ impl Inputs {
             .map(|i| (((i / half) as f64 * frequencies[i % half]) % std::f64::consts::TAU).sin_cos())
             .map(|(sin, cos)| (sin as f32, cos as f32))
             .collect();
-        let heads: Vec<Structure> = (0..n_kv_heads).map(|head| Structure::new(head, len, d, low, &frequencies)).collect();
+        let heads: Vec<Structure> =
+            (0..n_kv_heads).map(|head| Structure::new(head, len, d, low, &frequencies)).collect();
         let column = ((d as f32).sqrt() / low as f32).sqrt();
         let rotate = |x: &[f32], position: usize, out: &mut [f16]| {
             for (i, (sin, cos)) in angles[position * half..][..half].iter().enumerate() {
@@ -126,7 +127,8 @@ impl Inputs {
                 out[half + i] = f16::from_f32(x[half + i] * cos + x[i] * sin);
             }
         };
-        let noise = |seed: u64, row: usize| (0..d).map(move |i| normal(seed, (row * d + i) as u64)).collect::<Vec<f32>>();
+        let noise =
+            |seed: u64, row: usize| (0..d).map(move |i| normal(seed, (row * d + i) as u64)).collect::<Vec<f32>>();
 
         let mut q = vec![f16::ZERO; n_heads * len * d];
         q.par_chunks_mut(d).enumerate().for_each(|(row, out)| {

@@ -1,11 +1,12 @@
 //! Whole pre-fills, by length and attention.
 
-use super::{Row, Spread, go_on};
+use super::{Row, Sets, Spread, bands, go_on};
 use crate::backend::Backend;
 use crate::engine::{Engine, EngineOptions};
-use crate::model::{DecoderConfig, Model};
+use crate::model::{DecoderConfig, Model, Watch};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// What to measure.
@@ -17,6 +18,8 @@ pub struct PrefillBench {
     pub depth: usize,
     /// One row each, behind dense.
     pub modes: Vec<AttentionMode>,
+    /// Where the sets of vertical-slash heads come from.
+    pub sets: Sets,
     /// Timed runs.
     pub repeat: usize,
     /// How matrices are stored, for the table.
@@ -50,10 +53,15 @@ pub fn prefill<B: Backend>(b: B, model: Model, bench: &PrefillBench, each: &mut 
         let prompt = ids(tokens, bench.depth);
         let mut dense_row: Option<Row> = None;
         for mode in std::iter::once(&dense).chain(bench.modes.iter().filter(|mode| **mode != dense)) {
+            let mut given = match bench.sets {
+                Sets::Bands => given(mode, engine.config(), bench.depth + tokens)?,
+                Sets::Est => Given::default(),
+            };
+            let name = if given.layers.is_empty() { mode.name() } else { format!("{} (bands)", mode.name()) };
             let mut run = |engine: &mut Engine<B>| {
                 go_on(&interrupt)?;
                 engine.truncate(bench.depth);
-                engine.prefill(&prompt, mode, &mut |_| ())
+                engine.prefill_with_sets(&prompt, mode, &mut |_| (), &mut given)
             };
             let density = run(&mut engine)?.density;
             engine.backend().reset_peak();
@@ -63,7 +71,7 @@ pub fn prefill<B: Backend>(b: B, model: Model, bench: &PrefillBench, each: &mut 
             let row = Row {
                 what: "prefill",
                 device: info.id.clone(),
-                pattern: mode.name(),
+                pattern: name,
                 tokens,
                 heads: c.n_heads,
                 kv_heads: c.n_kv_heads,
@@ -86,6 +94,36 @@ pub fn prefill<B: Backend>(b: B, model: Model, bench: &PrefillBench, each: &mut 
         }
     }
     Ok(rows)
+}
+
+/// Columns and offsets of each head of each layer; nothing where the mode decides.
+#[derive(Default)]
+struct Given {
+    layers: Vec<[Vec<Vec<u32>>; 2]>,
+}
+
+impl<B: Backend> Watch<B> for Given {
+    fn sets(&mut self, layer: usize) -> Option<[&[Vec<u32>]; 2]> {
+        self.layers.get(layer).map(|sets| sets.each_ref().map(Vec::as_slice))
+    }
+}
+
+/// The `bands` sets of a mode whose heads are all vertical-slash; nothing for the dense mode.
+fn given(mode: &AttentionMode, c: &DecoderConfig, keys: usize) -> Result<Given> {
+    if *mode == AttentionMode::Uniform(HeadPattern::Dense) {
+        return Ok(Given::default());
+    }
+    let layer = |layer: usize| {
+        let head = |(head, pattern): (usize, HeadPattern)| match pattern {
+            HeadPattern::VerticalSlash { columns, offsets } => Ok(bands(keys, columns, offsets, head)),
+            other => Err(Error::invalid(format!("bands: expected vertical-slash heads only, found {other}"))),
+        };
+        let heads: Vec<_> = mode.patterns(layer, c.n_heads).into_iter().enumerate().collect();
+        let sets: Vec<_> = heads.into_par_iter().map(head).collect::<Result<_>>()?;
+        let (columns, offsets) = sets.into_iter().unzip();
+        Ok([columns, offsets])
+    };
+    Ok(Given { layers: (0..c.n_layers).map(layer).collect::<Result<_>>()? })
 }
 
 /// Floating-point operations of a pre-fill: the products and the computed pairs. The last layer's output projection and
