@@ -239,7 +239,20 @@ impl Wgpu {
     }
 
     /// Types that matrices can keep.
-    const WEIGHTS: &[DType] = &[DType::F32, DType::F16];
+    const WEIGHTS: &[DType] = &[DType::F32, DType::F16, DType::Q4_0, DType::Q8_0, DType::Q4K, DType::Q6K];
+
+    /// An error where packed weights do not begin as their kernels read them: Q4_K 16 bytes at a time.
+    fn check_packed(op: &'static str, w: &buffer::Binding) -> Result<()> {
+        let align = if w.dtype == DType::Q4K { 16 } else { 2 };
+        match w.dtype.is_quantized() && !w.start().is_multiple_of(align) {
+            true => Err(Error::Unsupported(format!(
+                "{op}: {} blocks that begin at byte {} of a buffer",
+                w.dtype,
+                w.start()
+            ))),
+            false => Ok(()),
+        }
+    }
 
     /// What decides which shaders run.
     pub fn traits(&self) -> &Traits {
@@ -248,7 +261,12 @@ impl Wgpu {
 
     /// Names of the tile shapes that products on cooperative matrices can have here, the default first.
     pub fn matmul_tiles(&self) -> Vec<&'static str> {
-        matmul::Tile::all(&self.context.traits).map(|tile| tile.name).collect()
+        matmul::Tile::all(&self.context.traits, DType::F16).map(|tile| tile.name).collect()
+    }
+
+    /// The same for products with packed weights.
+    pub fn packed_matmul_tiles(&self) -> Vec<&'static str> {
+        matmul::Tile::all(&self.context.traits, DType::Q4K).map(|tile| tile.name).collect()
     }
 
     /// Makes products use one of [`Wgpu::matmul_tiles`] wherever its inner length allows, or the default again.
