@@ -195,8 +195,18 @@ impl DeviceTask for RunTask<'_> {
 }
 
 /// Operations that decide what to compute; `attention` computes it.
-const ESTIMATION: [&str; 6] =
-    ["score_last_queries", "select_top_k", "pool_blocks", "score_blocks", "select_blocks", "build_index"];
+const ESTIMATION: [&str; 10] = [
+    "score_last_queries",
+    "select_top_k",
+    "pool_blocks",
+    "score_blocks",
+    "select_blocks",
+    "count_by_mass",
+    "settle_heads",
+    "weigh_blocks",
+    "select_weighed_blocks",
+    "build_index",
+];
 
 impl RunTask<'_> {
     fn answer<B: Backend>(
