@@ -11,6 +11,7 @@ struct Params {
     offset_capacity: u32,
     block_words: u32,
     range_budget: u32,
+    dense_above: u32,
     // where the slices begin in their bindings, in elements
     plan_at: u32,
     columns_at: u32,

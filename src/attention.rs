@@ -1,7 +1,7 @@
 //! One attention layer: estimate what each head computes, then compute it.
 
 use crate::backend::Backend;
-use crate::estimate::{IndexLimits, estimate, head_groups};
+use crate::estimate::{EXACT, IndexLimits, estimate_or_dense, head_groups};
 use crate::ops::{self, AttentionShape};
 use crate::pattern::HeadPattern;
 use crate::tensor::{Tensor, View, ViewMut};
@@ -49,6 +49,19 @@ pub fn attend<B: Backend>(
     out: ViewMut<B>,
     lse: Option<ViewMut<B>>,
 ) -> Result<Computed<B>> {
+    attend_or_dense(b, patterns, shape, [q, k, v], out, lse, EXACT)
+}
+
+/// [`attend`], but dense where the patterns choose more than `dense_above` 256ths of the pairs: see [`EXACT`].
+pub fn attend_or_dense<B: Backend>(
+    b: &B,
+    patterns: &[HeadPattern],
+    shape: &AttentionShape,
+    [q, k, v]: [View<B>; 3],
+    out: ViewMut<B>,
+    lse: Option<ViewMut<B>>,
+    dense_above: u32,
+) -> Result<Computed<B>> {
     if patterns.len() != shape.n_heads {
         let (expected, got) = (format!("{} heads", shape.n_heads), patterns.len().to_string());
         return Err(Error::Shape { op: "attend", what: "patterns", expected, got });
@@ -58,9 +71,10 @@ pub fn attend<B: Backend>(
     let (mut out, mut lse) = (out, lse);
     for heads in head_groups(patterns, shape, IndexLimits::of(b)) {
         let part = HeadGroup::new(shape, heads);
-        let index = estimate(b, &patterns[part.heads.clone()], &part.shape, part.q(q), part.k(k))?;
+        let (q, k, v) = (part.q(q), part.k(k), part.v(v));
+        let index = estimate_or_dense(b, &patterns[part.heads.clone()], &part.shape, q, k, dense_above)?;
         let group_lse = lse.as_mut().map(|lse| lse.reborrow().rows(part.heads.clone()));
-        ops::attention(b, &part.shape, part.q(q), part.k(k), part.v(v), &index, part.out(&mut out), group_lse)?;
+        ops::attention(b, &part.shape, q, k, v, &index, part.out(&mut out), group_lse)?;
         computed.pairs.push(index.pairs);
     }
     Ok(computed)

@@ -22,6 +22,7 @@ pub use plan::MemoryPlan;
 use crate::attention::Computed;
 use crate::backend::Backend;
 use crate::backend::params::BLOCK;
+use crate::estimate::EXACT;
 use crate::model::{AttentionCall, Chunk, Decoder, DecoderConfig, KvCache, KvPlace, Model, Watch, Workspace};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::sample::{self, Sampler};
@@ -49,13 +50,23 @@ pub struct EngineOptions {
     pub capacity: usize,
     /// Tokens kept free behind a prompt where `capacity` is 0.
     pub answer_room: usize,
+    /// Computes exactly what the patterns choose, as the official code does. Without it, rows denser than pays on the
+    /// backend ([`Backend::dense_above`]) are computed whole.
+    pub exact_index: bool,
     /// Set it to stop a pre-fill or an answer: [`Error::Interrupted`] after the layer at work.
     pub interrupt: Arc<AtomicBool>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { chunk: 0, kv: KvPlace::Device, capacity: 0, answer_room: 256, interrupt: Arc::default() }
+        Self {
+            chunk: 0,
+            kv: KvPlace::Device,
+            capacity: 0,
+            answer_room: 256,
+            exact_index: true,
+            interrupt: Arc::default(),
+        }
     }
 }
 
@@ -302,7 +313,7 @@ impl<B: Backend> Engine<B> {
             let what = format!("the KV cache is made for {} tokens, {sequence} are asked for", cache.capacity());
             return Err(Error::invalid(what));
         }
-        let chunk = Chunk { ids: &[id], mode: None, sequence, from_row: 0 };
+        let chunk = Chunk { ids: &[id], mode: None, sequence, from_row: 0, dense_above: EXACT };
         self.decoder.forward(&self.backend, chunk, cache, workspace, &mut ())?;
         let logits = self.decoder.logits(&self.backend, workspace, 0..1)?.to_f32(&self.backend)?;
         self.ids.push(id);
@@ -410,7 +421,8 @@ impl<B: Backend> Engine<B> {
                 true => 0,
                 false => chunk.len() - usize::from(end == ids.len()),
             };
-            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence, from_row };
+            let dense_above = if options.exact_index { EXACT } else { b.dense_above() };
+            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence, from_row, dense_above };
             decoder.forward(b, chunk, cache, workspace, &mut recorder)?;
             after(b, decoder, workspace, start..end)?;
         }

@@ -696,6 +696,8 @@ pub struct Choice<'a, B: Backend> {
     pub offset_count: View<'a, B>,
     /// u32 `[H, R, words]`.
     pub block_mask: View<'a, B>,
+    /// See [`crate::estimate::EXACT`].
+    pub dense_above: u32,
 }
 
 /// Fills ranges, keep masks, windows and pair counts of `index`, whose columns are already chosen.
@@ -718,6 +720,7 @@ pub fn build_index<B: Backend>(b: &B, choice: Choice<B>, index: &mut SparseIndex
         offset_capacity: offset_capacity as u32,
         block_words: block_words as u32,
         range_budget: layout.range_budget as u32,
+        dense_above: choice.dense_above,
     };
     // Field by field: the columns are read while the rest of the index is written.
     let SparseIndex { columns, row_ranges, ranges, keep, window, pairs, .. } = index;

@@ -93,7 +93,13 @@ for_each_backend!(needle_logits, |b| {
     let mut workspace = Workspace::new(b, &model.config, 2048).unwrap();
     let mut logits = |ids: &[u32], mode: &AttentionMode| {
         cache.restart_at(0);
-        let chunk = Chunk { ids, mode: Some(mode), sequence: ids.len(), from_row: ids.len() - 1 };
+        let chunk = Chunk {
+            ids,
+            mode: Some(mode),
+            sequence: ids.len(),
+            from_row: ids.len() - 1,
+            dense_above: minference::estimate::EXACT,
+        };
         decoder.forward(b, chunk, &mut cache, &mut workspace, &mut ()).unwrap();
         let last = decoder.logits(b, &mut workspace, ids.len() - 1..ids.len()).unwrap();
         last.to_f32(b).unwrap()

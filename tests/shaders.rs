@@ -28,7 +28,9 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "attention" | "attention_coop" | "attention_coop_registers" => (AttentionBand::FIELDS, &[]),
         "decode_attention" => (DecodeBand::FIELDS, &[]),
         "decode_attention_merge" => (DecodeMerge::FIELDS, &[]),
-        "build_index_keep" | "build_index_place" | "build_index_rows" => (BuildIndexParams::FIELDS, &[]),
+        "build_index_dense" | "build_index_keep" | "build_index_place" | "build_index_rows" => {
+            (BuildIndexParams::FIELDS, &[])
+        }
         "pool_blocks" => (PoolBlocksParams::FIELDS, &[]),
         "score_blocks" | "select_blocks" => (ScoreBlocksParams::FIELDS, &[]),
         "score_last_queries_rows" | "score_last_queries_sums" => (LastQueriesBand::FIELDS, &[]),

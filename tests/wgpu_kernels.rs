@@ -272,7 +272,7 @@ fn estimates_match_the_cpu() {
 }
 
 /// An index of given choices: a vertical-slash, a block-sparse, an A-shape and a dense head.
-fn given_index<B: Backend>(b: &B, layout: IndexLayout) -> SparseIndex<B> {
+fn given_index<B: Backend>(b: &B, layout: IndexLayout, dense_above: u32) -> SparseIndex<B> {
     let (rows, words) = (layout.row_blocks(), layout.kv_len.div_ceil(BLOCK).div_ceil(32));
     let plan = [[2u32, 90, 40, 0], [3, 4, 0, 0], [1, 10, 100, 0], [0, 0, 0, 0]];
     let columns: Vec<u32> = (0..90).map(|i| i * 11 + i % 3).chain([u32::MAX; 38]).collect();
@@ -298,6 +298,7 @@ fn given_index<B: Backend>(b: &B, layout: IndexLayout) -> SparseIndex<B> {
         offsets: offsets.view(),
         offset_count: counts.view(),
         block_mask: mask.view(),
+        dense_above: dense_above,
     };
     ops::build_index(b, choice, &mut index).unwrap();
     index
@@ -308,11 +309,16 @@ fn given_choices_and_rows_without_room_convert_as_on_the_cpu() {
     let cpu = Cpu::new();
     for b in devices(Options::default()) {
         for (q_len, q_start) in [(1500, 0), (1500, 100), (70, 1000), (5000, 64)] {
-            for range_budget in [10000, 0, 1, 40, 90, 300] {
+            for (range_budget, dense_above) in
+                [(10000, 256), (0, 256), (1, 256), (40, 256), (90, 256), (300, 256), (10000, 100), (90, 30)]
+            {
                 let kv_len = q_start + q_len;
                 let layout = IndexLayout { n_heads: 4, q_len, kv_len, q_start, column_tiles: 2, range_budget };
-                let (got, want) = (given_index(&b, layout), given_index(&cpu, layout));
-                let what = format!("{}, {q_len} queries from {q_start}, budget {range_budget}", b.info().tier);
+                let (got, want) = (given_index(&b, layout, dense_above), given_index(&cpu, layout, dense_above));
+                let what = format!(
+                    "{}, {q_len} queries from {q_start}, budget {range_budget}, dense above {dense_above}",
+                    b.info().tier
+                );
                 assert_eq!(got.to_host(&b).unwrap(), want.to_host(&cpu).unwrap(), "{what}");
                 for [got, want] in [
                     [got.row_ranges.to_u32(&b), want.row_ranges.to_u32(&cpu)],

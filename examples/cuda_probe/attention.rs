@@ -184,6 +184,7 @@ fn random_blocks(b: &Cuda, shape: &AttentionShape, top_k: usize, alike: bool) ->
         offsets: offsets.view(),
         offset_count: counts.view(),
         block_mask: mask.view(),
+        dense_above: minference::estimate::EXACT,
     };
     ops::build_index(b, choice, &mut index)?;
     Ok(index)

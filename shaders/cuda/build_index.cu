@@ -9,7 +9,7 @@
 // element: a row block that ends at b has at most min(offsets, b / 65 + 1) ranges, since two of them start 65 apart or
 // more. A row that would pass the budget becomes one dense range in the slot kept for it. The prefix sum (and not an
 // atomic counter) makes the placement, and with it any overflow, the same in every run.
-struct BuildIndexParams { u32 n_heads, q_len, kv_len, q_start, row_blocks, column_tiles, offset_capacity, block_words, range_budget; };
+struct BuildIndexParams { u32 n_heads, q_len, kv_len, q_start, row_blocks, column_tiles, offset_capacity, block_words, range_budget, dense_above; };
 #define DENSE 0                                         // HeadPlan kinds; a plan is (kind, a, b, c)
 #define A_SHAPE 1
 #define VERTICAL_SLASH 2

@@ -223,6 +223,9 @@ params! {
         block_words: u32,
         /// Ranges that all rows may use together; a row that would pass it becomes dense in a slot kept for it.
         range_budget: u32,
+        /// A row block of a vertical-slash or block-sparse head that computes more than so many 256ths of its causal pairs
+        /// becomes one dense range, in the slot kept for it. From 256 on none does.
+        dense_above: u32,
     }
 
     /// One attention layer over a sparse index, or one decoding step over all keys.

@@ -123,6 +123,10 @@ impl<B: Backend> Backend for Traced<B> {
         self.inner.info()
     }
 
+    fn dense_above(&self) -> u32 {
+        self.inner.dense_above()
+    }
+
     fn activation(&self) -> DType {
         self.inner.activation()
     }

@@ -222,6 +222,7 @@ impl RunTask<'_> {
             chunk: args.chunk,
             kv: args.kv,
             answer_room: args.max_new_tokens,
+            exact_index: false,
             interrupt: console::interrupt(),
             ..EngineOptions::default()
         };

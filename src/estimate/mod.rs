@@ -47,7 +47,27 @@ pub fn estimate<B: Backend>(
     q: View<B>,
     k: View<B>,
 ) -> Result<SparseIndex<B>> {
-    choose(b, patterns, shape, q, k)?.build(b)
+    estimate_or_dense(b, patterns, shape, q, k, EXACT)
+}
+
+/// The value of `dense_above` with which an index is exactly what its patterns chose, as in the official code.
+///
+/// `dense_above` says, in 256ths of the causal pairs, from which density on it pays to compute everything:
+/// [`Backend::dense_above`] is what a backend's kernels measured. A row block of a vertical-slash or block-sparse head
+/// that would compute more becomes one dense range, on the device, and a head that must compute more by its settings is
+/// planned as dense, so that nothing is estimated for it. More pairs than chosen are computed then, never fewer.
+pub const EXACT: u32 = 256;
+
+/// [`estimate`], but dense where the chosen pairs are more than `dense_above` 256ths of all: see [`EXACT`].
+pub fn estimate_or_dense<B: Backend>(
+    b: &B,
+    patterns: &[HeadPattern],
+    shape: &AttentionShape,
+    q: View<B>,
+    k: View<B>,
+    dense_above: u32,
+) -> Result<SparseIndex<B>> {
+    choose_or_dense(b, patterns, shape, q, k, dense_above)?.build(b)
 }
 
 /// What the patterns of a layer's heads chose, on the device.
@@ -65,6 +85,7 @@ pub struct Chosen<B: Backend> {
     offset_count: Tensor<B>,
     /// u32 `[H, R, ceil(C / 32)]`, or one element where no head can be block-sparse.
     block_mask: Tensor<B>,
+    dense_above: u32,
 }
 
 /// Scores and selects: the part of [`estimate`] that reads q and k.
@@ -75,8 +96,20 @@ pub fn choose<B: Backend>(
     q: View<B>,
     k: View<B>,
 ) -> Result<Chosen<B>> {
-    let plan = Plan::new(patterns, shape, IndexLimits::of(b))?;
-    let mut chosen = Chosen::alloc(b, &plan)?;
+    choose_or_dense(b, patterns, shape, q, k, EXACT)
+}
+
+/// The part of [`estimate_or_dense`] that reads q and k.
+pub fn choose_or_dense<B: Backend>(
+    b: &B,
+    patterns: &[HeadPattern],
+    shape: &AttentionShape,
+    q: View<B>,
+    k: View<B>,
+    dense_above: u32,
+) -> Result<Chosen<B>> {
+    let plan = Plan::new(patterns, shape, IndexLimits::of(b), dense_above)?;
+    let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
     let flex = plan.uses(HeadPlan::FLEX);
     let means = match flex || plan.uses(HeadPlan::BLOCK_SPARSE) {
         true => Some(Means::new(b, shape, q, k)?),
@@ -134,6 +167,7 @@ impl<B: Backend> Chosen<B> {
             column_count: counts(|head| head.a)?,
             offset_count: counts(|head| head.b)?,
             block_mask: Tensor::alloc(b, DType::U32, [1, 1, 1])?,
+            dense_above: EXACT,
         })
     }
 
@@ -145,6 +179,7 @@ impl<B: Backend> Chosen<B> {
             offsets: self.offsets.view(),
             offset_count: self.offset_count.view(),
             block_mask: self.block_mask.view(),
+            dense_above: self.dense_above,
         };
         ops::build_index(b, choice, &mut index)?;
         Ok(index)

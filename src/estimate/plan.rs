@@ -1,5 +1,6 @@
 //! What is decided before anything runs: each head's [`HeadPlan`], the sizes of the index, and how many heads go together.
 
+use super::EXACT;
 use super::vertical_slash::{FORCED_COLUMNS, FORCED_OFFSETS, effective_counts};
 use crate::backend::Backend;
 use crate::backend::params::{BLOCK, HeadBudget, HeadPlan};
@@ -42,8 +43,13 @@ pub(super) struct Plan {
 
 impl Plan {
     /// The one match over [`HeadPattern`]. A head that would compute every causal pair anyway is planned as dense: on short
-    /// prompts nothing is estimated.
-    pub fn new(patterns: &[HeadPattern], shape: &AttentionShape, limits: IndexLimits) -> Result<Self> {
+    /// prompts nothing is estimated. So is one that is bound to compute more than `dense_above` 256ths.
+    pub fn new(
+        patterns: &[HeadPattern],
+        shape: &AttentionShape,
+        limits: IndexLimits,
+        dense_above: u32,
+    ) -> Result<Self> {
         if patterns.len() != shape.n_heads {
             return Err(Error::Shape {
                 op: "estimate",
@@ -52,7 +58,12 @@ impl Plan {
                 got: patterns.len().to_string(),
             });
         }
-        let heads = patterns.iter().map(|&p| Ok(head_plan(p.checked()?, shape))).collect::<Result<Vec<_>>>()?;
+        let plan = |&pattern: &HeadPattern| {
+            let plan = head_plan(pattern.checked()?, shape);
+            let dense = HeadPlan { kind: HeadPlan::DENSE, a: 0, b: 0, c: 0 };
+            Ok(if pays(&plan, shape, dense_above) { plan } else { dense })
+        };
+        let heads = patterns.iter().map(plan).collect::<Result<Vec<_>>>()?;
         let mut plan = Self::of_heads(heads, shape, limits, FORCED_OFFSETS);
         for ((budget, head), pattern) in plan.budgets.iter_mut().zip(&plan.heads).zip(patterns) {
             if let (HeadPlan::FLEX, &HeadPattern::Flex { gamma, tau, budget: [least, most] }) = (head.kind, pattern) {
@@ -169,6 +180,23 @@ fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
             HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: alpha.to_bits(), b: THRESHOLD_WINDOW, c: HeadPlan::OF_MAX }
         }
     }
+}
+
+/// Whether a head has a chance to compute no more than `dense_above` 256ths of its causal pairs: a vertical-slash head
+/// computes at least about as many as its offsets do when they are the nearest ones, a block-sparse head exactly `top_k`
+/// blocks a row where there are so many.
+fn pays(head: &HeadPlan, shape: &AttentionShape, dense_above: u32) -> bool {
+    let width = match head.kind {
+        HeadPlan::VERTICAL_SLASH => u64::from(head.b),
+        HeadPlan::BLOCK_SPARSE if head.c == HeadPlan::TOP_K => u64::from(head.a) * BLOCK as u64,
+        _ => return true,
+    };
+    let (first, rows) = (shape.q_start as u64 + 1, shape.q_len as u64);
+    // The sum over queries of min(first + i, width).
+    let rising = width.saturating_sub(first).min(rows);
+    let pairs = rising * first + rising * rising.saturating_sub(1) / 2 + (rows - rising) * width;
+    let pairs = pairs.min(shape.causal_pairs());
+    dense_above >= EXACT || pairs <= shape.causal_pairs() / u64::from(EXACT) * u64::from(dense_above)
 }
 
 /// Ranges that a head can have at most, over all its row blocks.
@@ -299,6 +327,23 @@ mod tests {
     }
 
     #[test]
+    fn heads_bound_to_be_denser_than_pays_are_dense() {
+        let shape = shape(1, 1, 10000, 0);
+        let kind = |text: &str, dense_above| {
+            Plan::new(&[text.parse().unwrap()], &shape, LIMITS, dense_above).unwrap().heads[0].kind
+        };
+        // x = 0.6 of the keys is 2 x - x^2 = 0.84 of the pairs.
+        for (text, sparse) in
+            [("vertical_slash:9000:6000", HeadPlan::VERTICAL_SLASH), ("block_sparse:94", HeadPlan::BLOCK_SPARSE)]
+        {
+            assert_eq!(kind(text, EXACT), sparse);
+            assert_eq!(kind(text, 218), sparse, "0.85");
+            assert_eq!(kind(text, 213), HeadPlan::DENSE, "0.83");
+        }
+        assert_eq!(kind("a_shape:1:9000", 128), HeadPlan::A_SHAPE);
+    }
+
+    #[test]
     fn an_index_of_32_heads_at_128k_is_one_group_under_512_mib() {
         for text in [
             "vertical_slash:1000:6096",
@@ -311,7 +356,7 @@ mod tests {
             let patterns = vec![text.parse().unwrap(); 32];
             let shape = shape(32, 8, 131072, 0);
             assert_eq!(head_groups(&patterns, &shape, LIMITS).len(), 1, "{text}");
-            let bytes = Plan::new(&patterns, &shape, LIMITS).unwrap().layout.bytes();
+            let bytes = Plan::new(&patterns, &shape, LIMITS, EXACT).unwrap().layout.bytes();
             assert!(bytes <= 512 << 20, "{text}: {bytes}");
         }
     }
@@ -338,7 +383,7 @@ mod tests {
                     let whole = group.start % share == 0 && group.end % share == 0;
                     assert!(whole || group.start / share == (group.end - 1) / share, "{text}: {groups:?}");
                     let part = AttentionShape { n_heads: group.len(), ..shape };
-                    let layout = Plan::new(&patterns[group.clone()], &part, limits).unwrap().layout;
+                    let layout = Plan::new(&patterns[group.clone()], &part, limits, EXACT).unwrap().layout;
                     assert!(layout.bytes() <= limits.index_bytes, "{text}: {layout:?}");
                     assert!(8 * layout.range_budget as u64 <= limits.part_bytes, "{text}: {layout:?}");
                 }

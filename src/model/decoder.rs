@@ -6,7 +6,7 @@
 use super::kv_cache::{KvCache, LayerKv};
 use super::load::{Layer, Linear, Loader};
 use super::{DecoderConfig, Model};
-use crate::attention::{Computed, attend};
+use crate::attention::{Computed, attend_or_dense};
 use crate::backend::Backend;
 use crate::ops::{self, AttentionShape, HeadBand, Rope};
 use crate::pattern::AttentionMode;
@@ -40,6 +40,8 @@ pub struct Chunk<'a> {
     /// First row whose last residual stream is wanted: the last layer's output projection and MLP leave out the rows
     /// before it, which nothing reads in a pre-fill. 0 finishes all rows.
     pub from_row: usize,
+    /// From which density on, in 256ths, attention is dense instead: see [`crate::estimate::EXACT`].
+    pub dense_above: u32,
 }
 
 /// The tensors of one attention call, before it runs.
@@ -229,7 +231,8 @@ impl<B: Backend> Decoder<B> {
             let out = ws.attended.view_mut().rows(0..n); // [n, H * D]
             match chunk.mode {
                 Some(mode) => {
-                    let computed = attend(b, &mode.patterns(i, h), &shape, call.q, call.k, call.v, out, None)?;
+                    let (patterns, qkv) = (mode.patterns(i, h), [call.q, call.k, call.v]);
+                    let computed = attend_or_dense(b, &patterns, &shape, qkv, out, None, chunk.dense_above)?;
                     watch.computed(b, i, computed)?;
                 }
                 None => ops::decode_attention(b, &shape, call.q, call.k, call.v, out)?,

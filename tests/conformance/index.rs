@@ -6,6 +6,7 @@ use crate::common::{Rng, for_each_backend};
 use crate::u32s;
 use minference::backend::Backend;
 use minference::backend::params::HeadPlan;
+use minference::estimate::EXACT;
 use minference::index::{IndexLayout, SparseIndex};
 use minference::ops;
 use minference::tensor::Tensor;
@@ -47,6 +48,17 @@ fn rng_below(h: usize, n: usize) -> usize {
 
 /// Builds the index of given sets on the device.
 pub fn build<B: Backend>(b: &B, sets: &[Sets], lengths: &Lengths, range_budget: usize) -> SparseIndex<B> {
+    build_or_dense(b, sets, lengths, range_budget, EXACT)
+}
+
+/// The same, dense above a threshold.
+fn build_or_dense<B: Backend>(
+    b: &B,
+    sets: &[Sets],
+    lengths: &Lengths,
+    range_budget: usize,
+    dense_above: u32,
+) -> SparseIndex<B> {
     let &(q_len, kv_len, q_start, ..) = lengths;
     let lists = |pick: fn(&Sets) -> &[u32]| sets.iter().map(pick).collect::<Vec<_>>();
     let columns = lists(|s| if let Sets::VerticalSlash { columns, .. } = s { columns } else { &[] });
@@ -92,6 +104,7 @@ pub fn build<B: Backend>(b: &B, sets: &[Sets], lengths: &Lengths, range_budget: 
         offsets: offsets.view(),
         offset_count: offset_count.view(),
         block_mask: block_mask.view(),
+        dense_above: dense_above,
     };
     ops::build_index(b, choice, &mut index).unwrap();
     index
@@ -202,5 +215,30 @@ for_each_backend!(build_index_over_budget, |b| {
                 assert!(mask[i * 428..][..428] == want[i * 428..][..428], "budget {budget} head {h} query {i}");
             }
         }
+    }
+});
+
+for_each_backend!(build_index_dense_above, |b| {
+    let lengths = (300, 428, 128, 6, 1, 8);
+    let sets = mixed_sets(&lengths, &mut Rng(3));
+    let every = Sets::Dense.mask(300, 428, 128);
+    for dense_above in [0, 60, 128, 200, 255] {
+        let (masks, dense) = masks_of(b, &build_or_dense(b, &sets, &lengths, 4096, dense_above));
+        let mut filled = [0, 0];
+        for (h, (set, mask)) in sets.iter().zip(&masks).enumerate() {
+            let exact = set.mask(300, 428, 128);
+            for r in 0..5 {
+                let rows = r * BLOCK * 428..300.min((r + 1) * BLOCK) * 428;
+                let pairs = |mask: &[bool]| mask[rows.clone()].iter().filter(|&&computed| computed).count() as u32;
+                let (chosen, all) = (pairs(&exact), pairs(&every));
+                let may = matches!(set, Sets::VerticalSlash { .. } | Sets::Blocks(_));
+                let full = may && chosen > all / 256 * dense_above;
+                assert_eq!(dense[h * 5 + r], full, "above {dense_above}, head {h}, row block {r}: {chosen} of {all}");
+                let want = if full { &every } else { &exact };
+                assert!(mask[rows.clone()] == want[rows.clone()], "above {dense_above}, head {h}, row block {r}");
+                filled[usize::from(full)] += 1;
+            }
+        }
+        assert!(filled[0] > 0 && (filled[1] > 0 || dense_above > 200), "above {dense_above}: {filled:?}");
     }
 });

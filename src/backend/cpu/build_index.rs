@@ -5,6 +5,7 @@
 //! full: the official rule sees padded rows too.
 
 use crate::backend::params::{BLOCK, BuildIndexParams, HeadPlan};
+use crate::estimate::EXACT;
 use rayon::prelude::*;
 
 /// [`crate::backend::IndexChoice`] on the host.
@@ -61,7 +62,23 @@ pub(super) fn build_index(p: &BuildIndexParams, choice: Choice, out: IndexMut) {
             out.keep[row * keep_row..][..keep_row].fill([0; 2]);
             out.pairs[row] = count_pairs(p, r, &dense, 0, out.window[h]);
         }
+        // A row that is cheaper as one range; its place among the ranges stays empty.
+        let sparse = matches!(choice.plan[h].kind, HeadPlan::VERTICAL_SLASH | HeadPlan::BLOCK_SPARSE);
+        let causal = causal_pairs(p, r);
+        if sparse && p.dense_above < EXACT && out.pairs[row] > causal / EXACT * p.dense_above {
+            out.row_ranges[row] = [(budget + row) as u32, 1];
+            out.ranges[budget + row] = [0, end_of(p, r)];
+            out.keep[row * keep_row..][..keep_row].fill([0; 2]);
+            out.pairs[row] = causal;
+        }
     }
+}
+
+/// Pairs of a dense row block.
+fn causal_pairs(p: &BuildIndexParams, r: usize) -> u32 {
+    let first = p.q_start + (r * BLOCK) as u32;
+    let rows = p.q_len.min(((r + 1) * BLOCK) as u32) - (r * BLOCK) as u32;
+    rows * first + rows * (rows + 1) / 2
 }
 
 /// `b`: the padded end of row block `r`.

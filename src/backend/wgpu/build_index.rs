@@ -1,4 +1,5 @@
-//! The index from what the patterns chose, in four dispatches: count ranges, place them, write them, keep columns.
+//! The index from what the patterns chose, in four dispatches: count ranges, place them, write them, keep columns; and a
+//! fifth that makes the densest rows dense.
 
 use super::buffer::Binding;
 use super::link::Specialisation;
@@ -8,6 +9,7 @@ use super::{Traits, Wgpu};
 use crate::Result;
 use crate::backend::params::{BuildIndexParams, HeadPlan};
 use crate::backend::{IndexChoice, IndexSlicesMut};
+use crate::estimate::EXACT;
 
 /// Invocations of a group in the kernels that have one a row block, or one a row block and tile of columns.
 const WORKGROUP: u64 = 64;
@@ -32,8 +34,15 @@ fn keep(traits: &Traits) -> Specialisation {
         .with("invocation")
 }
 
+fn dense(traits: &Traits) -> Specialisation {
+    Specialisation::new("build_index_dense", traits)
+        .constant("VERTICAL_SLASH", HeadPlan::VERTICAL_SLASH)
+        .constant("BLOCK_SPARSE", HeadPlan::BLOCK_SPARSE)
+        .with("invocation")
+}
+
 pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
-    list.extend([rows(traits, false), place(traits), rows(traits, true), keep(traits)]);
+    list.extend([rows(traits, false), place(traits), rows(traits, true), keep(traits), dense(traits)]);
 }
 
 pub(super) fn build_index(
@@ -63,6 +72,11 @@ pub(super) fn build_index(
     b.dispatch(&rows(traits, false), p, &of_rows, groups)?;
     b.dispatch(&place(traits), p, &[row_ranges], [1; 3])?;
     b.dispatch(&rows(traits, true), p, &of_rows, groups)?;
-    let of_columns = [plan, columns, row_ranges, ranges, out.keep.into(), pairs];
-    b.dispatch(&keep(traits), p, &of_columns, fold((n_rows * tiles).div_ceil(WORKGROUP)))
+    let kept = Binding::from(out.keep);
+    let of_columns = [plan, columns, row_ranges, ranges, kept, pairs];
+    b.dispatch(&keep(traits), p, &of_columns, fold((n_rows * tiles).div_ceil(WORKGROUP)))?;
+    if p.dense_above >= EXACT {
+        return Ok(());
+    }
+    b.dispatch(&dense(traits), p, &[plan, row_ranges, ranges, kept, pairs], fold(n_rows))
 }
