@@ -72,8 +72,6 @@ const NOT_BUILT: &[&str] = &[
     "--report",
     "--verify",
     "--skip-softmax",
-    "--min-budget",
-    "--max-budget",
     "--random-weights",
     "--weight-type",
     "--dtype",

@@ -1,8 +1,34 @@
 //! `--attention` and `--pattern` as an [`AttentionMode`].
 
-use crate::pattern::{AttentionMode, OfficialFile, PatternConfig};
+use crate::pattern::{AttentionMode, HeadPattern, OfficialFile, PatternConfig};
 use crate::{Error, Result};
 use std::path::Path;
+
+/// `--min-budget` and `--max-budget`.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct BudgetArgs {
+    /// Fewest columns and fewest diagonals of a flex head (and keys of nearest blocks); 512 unless said.
+    #[arg(long, value_name = "N")]
+    pub min_budget: Option<usize>,
+    /// Most columns and most diagonals of a flex head; 0 is as many as it needs.
+    #[arg(long, value_name = "N")]
+    pub max_budget: Option<usize>,
+}
+
+impl BudgetArgs {
+    /// The mode with these budgets; an error where nothing in it has any.
+    pub fn apply(self, mode: AttentionMode) -> Result<AttentionMode> {
+        match (self.min_budget, self.max_budget, mode) {
+            (None, None, mode) => Ok(mode),
+            (least, most, AttentionMode::Uniform(pattern @ HeadPattern::Flex { .. })) => {
+                Ok(AttentionMode::Uniform(pattern.with_budget([least, most])?))
+            }
+            (_, _, mode) => {
+                Err(Error::invalid(format!("--min-budget and --max-budget go with flex, found {}", mode.name())))
+            }
+        }
+    }
+}
 
 /// The model that `config` without a file is looked up for: name, layers, heads.
 pub type ModelSize<'a> = (&'a str, usize, usize);

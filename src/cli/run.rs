@@ -2,7 +2,7 @@
 
 use super::console::{self, Console};
 use super::device::{DeviceArgs, DeviceTask, with_device};
-use super::mode::attention_mode;
+use super::mode::{BudgetArgs, attention_mode};
 use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
 use crate::engine::{Engine, EngineOptions, Prefill, StopReason};
@@ -50,6 +50,9 @@ pub struct RunArgs {
     /// An official pattern file, for `--attention config`.
     #[arg(long, value_name = "FILE")]
     pub patterns: Option<PathBuf>,
+    /// How much flex heads take.
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub chunk: usize,
@@ -117,7 +120,7 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
     }
     let config = &model.config;
     let size = (model.name.as_str(), config.n_layers, config.n_heads);
-    let mode = attention_mode(&args.attention, args.patterns.as_deref(), Some(size))?;
+    let mode = args.budget.apply(attention_mode(&args.attention, args.patterns.as_deref(), Some(size))?)?;
     mode.check_model(config.n_layers, config.n_heads)?;
     let ids = prompt_ids(args, &model)?;
     console.explain(&format!("{}: {} tokens, attention {}", model.name, ids.len(), mode.name()));

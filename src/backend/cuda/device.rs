@@ -76,6 +76,9 @@ macro_rules! kernel_args {
 }
 kernel_args!(
     EmbedParams,
+    CountByMassParams,
+    SettleHeadsParams,
+    WeighBlocksParams,
     RmsNormParams,
     MatmulParams,
     RopeParams,
