@@ -10,6 +10,7 @@ mod devices;
 mod doctor;
 pub mod mode;
 mod patterns;
+mod random;
 pub mod run;
 
 use crate::{Error, Result};
@@ -72,8 +73,6 @@ const NOT_BUILT: &[&str] = &[
     "--report",
     "--verify",
     "--skip-softmax",
-    "--random-weights",
-    "--weight-type",
     "--dtype",
 ];
 
