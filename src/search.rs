@@ -399,6 +399,9 @@ fn head_errors(got: &[f32], want: &[f32], heads: usize) -> Vec<f64> {
     got.chunks_exact(len).zip(want.chunks_exact(len)).map(one).collect()
 }
 
+/// Sees the layer that was just searched, and all records so far.
+pub type LayerDone<'a> = dyn FnMut(usize, &BTreeMap<usize, LayerRecord>) -> Result<()> + 'a;
+
 /// Watches a dense pre-fill and searches each layer. Layers that have a record already are left alone.
 pub struct Search<'a> {
     /// What it is after.
@@ -410,7 +413,7 @@ pub struct Search<'a> {
     /// One a layer, as far as the search is.
     pub records: &'a mut BTreeMap<usize, LayerRecord>,
     /// Called after each layer that was searched.
-    pub done: &'a mut dyn FnMut(usize, &BTreeMap<usize, LayerRecord>) -> Result<()>,
+    pub done: &'a mut LayerDone<'a>,
 }
 
 impl<B: Backend> Watch<B> for Search<'_> {

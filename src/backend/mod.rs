@@ -323,9 +323,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// From which density on it pays to compute a row block whole, in 256ths of its causal pairs, by measurement:
-    /// [`crate::estimate::EXACT`] says what for.
+    /// [`params::EXACT`] says what for.
     fn dense_above(&self) -> u32 {
-        crate::estimate::EXACT - 1
+        params::EXACT - 1
     }
 
     /// The official conversion for vertical-slash heads (`reference`: csrc/vertical_slash_index.cu), and the like for the others.

@@ -12,6 +12,7 @@ pub mod mode;
 mod patterns;
 mod random;
 pub mod run;
+mod search;
 
 use crate::{Error, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -54,6 +55,9 @@ enum Command {
     /// One attention layer on q, k and v from a file.
     #[command(after_help = attend::EXAMPLES)]
     Attend(Box<attend::AttendArgs>),
+    /// Finds each head's pattern and budget offline, and writes a pattern file.
+    #[command(after_help = search::EXAMPLES)]
+    Search(search::SearchArgs),
     /// Files of head patterns.
     #[command(after_help = patterns::EXAMPLES)]
     Patterns(patterns::PatternsArgs),
@@ -62,7 +66,6 @@ enum Command {
 /// Flags and commands of the documented interface that do not exist yet: refused by name, so that nobody takes them for
 /// a spelling mistake.
 const NOT_BUILT: &[&str] = &[
-    "search",
     "eval",
     "bench",
     "plot",
@@ -96,6 +99,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Doctor => doctor::doctor(&console),
         Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
+        Command::Search(args) => search::search(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }
 }

@@ -166,7 +166,7 @@ fn prompt_ids(args: &RunArgs, model: &Model) -> Result<Vec<u32>> {
     if args.chat { model.text()?.encode_chat(&text) } else { model.text()?.encode(&text) }
 }
 
-fn read_prompt(path: &Path) -> Result<String> {
+pub(super) fn read_prompt(path: &Path) -> Result<String> {
     let bytes = if path == Path::new("-") {
         let mut bytes = Vec::new();
         std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;

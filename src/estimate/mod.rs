@@ -22,6 +22,7 @@ mod flex;
 mod plan;
 mod vertical_slash;
 
+pub use crate::backend::params::EXACT;
 pub use plan::{IndexLimits, head_groups};
 pub use vertical_slash::{FORCED_COLUMNS, FORCED_OFFSETS, MIN_COLUMNS, MIN_OFFSETS, effective_counts};
 
@@ -49,14 +50,6 @@ pub fn estimate<B: Backend>(
 ) -> Result<SparseIndex<B>> {
     estimate_or_dense(b, patterns, shape, q, k, EXACT)
 }
-
-/// The value of `dense_above` with which an index is exactly what its patterns chose, as in the official code.
-///
-/// `dense_above` says, in 256ths of the causal pairs, from which density on it pays to compute everything:
-/// [`Backend::dense_above`] is what a backend's kernels measured. A row block of a vertical-slash or block-sparse head
-/// that would compute more becomes one dense range, on the device, and a head that must compute more by its settings is
-/// planned as dense, so that nothing is estimated for it. More pairs than chosen are computed then, never fewer.
-pub const EXACT: u32 = 256;
 
 /// [`estimate`], but dense where the chosen pairs are more than `dense_above` 256ths of all: see [`EXACT`].
 pub fn estimate_or_dense<B: Backend>(
