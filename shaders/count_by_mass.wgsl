@@ -1,5 +1,5 @@
 // counts[r] = the fewest scores of row r, the first `forced` and then the largest, whose sum reaches the budget's part of the
-// row's sum, at least the budget's least. Scores of one bin (mass.wgsl) are taken together. Rows of mass 0 are left alone.
+// row's sum, within the budget's least and most. Scores of one bin (mass.wgsl) are taken together. Rows of mass 0 are left alone.
 //
 // One group a row: a histogram of the row's mass, then a count of what lies in the bins that were taken.
 struct Params {
@@ -51,6 +51,8 @@ fn main(at: Invocation) {
     }
     let among = scan_exclusive(at, mine).y;
     if at.lane == 0u {
-        counts[p.counts_at + row] = min(max(p.forced + among, budget[p.budget_at + 4u * row + 2u]), p.len);
+        let most = budget[p.budget_at + 4u * row + 3u];
+        let count = max(p.forced + among, budget[p.budget_at + 4u * row + 2u]);
+        counts[p.counts_at + row] = min(min(count, select(most, p.len, most == 0u)), p.len);
     }
 }

@@ -82,9 +82,8 @@ fn main(at: Invocation) {
 
     let its = p.budget_at + 4u * head;
     let least = budget[its + 2u];
-    let most = select(budget[its + 3u], 0xffffffffu, budget[its + 3u] == 0u);
-    let vertical = min(column_count[p.column_count_at + head], most);
-    let slash = min(offset_count[p.offset_count_at + head], most);
+    let vertical = column_count[p.column_count_at + head];
+    let slash = offset_count[p.offset_count_at + head];
     var row = vec4<u32>(VERTICAL_SLASH, vertical, slash, 0u);
     if distance < bitcast<f32>(budget[its + 1u]) {
         row = vec4<u32>(BLOCK_SPARSE, budget[its], (least + 63u) / 64u, HEAD_MASS);

@@ -605,6 +605,15 @@ pub fn count_by_mass<B: Backend>(
     b.count_by_mass(&p, budget.slice(), scores.slice(), counts.slice())
 }
 
+/// Gathers offset scores f32 `[rows, len]` by 64, in place, in the rows whose budget u32 `[rows, 4]` has mass.
+pub fn group_offsets<B: Backend>(b: &B, budget: View<B>, scores: ViewMut<B>) -> Result<()> {
+    const OP: &str = "group_offsets";
+    let [rows, len] = dims(OP, "scores", scores.shape())?;
+    check_shape(OP, "budget", [rows, 4], budget.shape())?;
+    check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
+    b.group_offsets(&GroupOffsetsParams { rows: rows as u32, len: len as u32 }, budget.slice(), scores.slice())
+}
+
 /// What [`settle_heads`] decides by and writes.
 pub struct Undecided<'a, B: Backend> {
     /// u32 `[H, 4]`: one [`HeadBudget`] a head.

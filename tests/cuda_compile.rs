@@ -59,6 +59,7 @@ fn cases(arch: &str, limit: usize) -> Vec<Case> {
         case(kernels::SELECT_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::BUILD_INDEX.with(&[("BF16", bf16)])),
         case(kernels::COUNT_BY_MASS.with(&[("BF16", bf16)])),
+        case(kernels::GROUP_OFFSETS.with(&[("BF16", bf16)])),
         case(kernels::SETTLE_HEADS.with(&[("BF16", bf16)])),
         case(kernels::WEIGH_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::SELECT_WEIGHED_BLOCKS.with(&[("BF16", bf16)])),
@@ -200,6 +201,7 @@ fn parameter_structs_are_the_rust_ones() {
         ScoreBlocksParams,
         BuildIndexParams,
         CountByMassParams,
+        GroupOffsetsParams,
         SettleHeadsParams,
         WeighBlocksParams,
         AttentionParams

@@ -1,11 +1,11 @@
 // counts[r] = the fewest scores of row r, the first `forced` and then the largest, whose sum reaches the budget's part of the
-// row's sum, at least the budget's least. Scores of one bin (shared/mass.cu) are taken together. Rows of mass 0 are left
+// row's sum, within the budget's least and most. Scores of one bin (shared/mass.cu) are taken together. Rows of mass 0 are left
 // alone.
 // Rows are long and few (two lists a head, up to 1M scores), so a row is split over blocks of PART scores:
 //
 //   mass_histogram   grid (parts, rows): bins[row, BINS + 1] of the part's mass by size; the last one is that of the forced
 //   mass_count       grid (parts, rows): each reads the bins to take off the histogram, and adds what lies in them
-//   mass_finish      grid (rows): least and length
+//   mass_finish      grid (rows): least, most and length
 struct CountByMassParams { u32 rows, len, forced; float unit; };
 #define PART 8192
 
@@ -49,5 +49,5 @@ extern "C" __global__ void __launch_bounds__(32)
 mass_finish(const CountByMassParams p, const uint4* __restrict__ budget, const u32* __restrict__ bins, u32* __restrict__ counts) {
     const u32 row = blockIdx.x;
     if (threadIdx.x == 0 && __uint_as_float(budget[row].x) > 0.f)
-        counts[row] = min(max(p.forced + bins[(u64)row * (BINS + 2) + BINS + 1], budget[row].z), p.len);
+        counts[row] = min(min(max(p.forced + bins[(u64)row * (BINS + 2) + BINS + 1], budget[row].z), budget[row].w ? budget[row].w : p.len), p.len);
 }

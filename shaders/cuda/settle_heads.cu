@@ -52,8 +52,7 @@ settle_heads(const SettleHeadsParams p, const uint4* __restrict__ budget, const 
     if (threadIdx.x != 0) return;
 
     const uint4 bounds = budget[head];                  // mass, tau, least, most
-    const u32 most = bounds.w ? bounds.w : NONE;
-    const u32 vertical = min(column_count[head], most), slash = min(offset_count[head], most);
+    const u32 vertical = column_count[head], slash = offset_count[head];
     uint4 row = make_uint4(VERTICAL_SLASH, vertical, slash, 0);
     if (distance < __uint_as_float(bounds.y)) row = make_uint4(BLOCK_SPARSE, bounds.x, (bounds.z + 63) / 64, HEAD_MASS);
     else if (vertical > own.y || slash > own.z || slash >= p.kv_len) row = make_uint4(DENSE, 0, 0, 0);

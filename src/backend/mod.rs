@@ -273,7 +273,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// budget `[rows]` of [`HeadBudget`], scores f32 `[rows, len]`, counts u32 `[rows]`: the fewest scores, the first
-    /// `forced` and then the largest, whose sum reaches `mass` times the row's, at least `least`. Scores within 1/64 of
+    /// `forced` and then the largest, whose sum reaches `mass` times the row's, within `least` and `most`. Scores within 1/64 of
     /// each other count as equal, equal ones are taken together. Rows of `mass` 0 are neither read nor written.
     fn count_by_mass(
         &self,
@@ -282,6 +282,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
         scores: Slice<Self>,
         counts: SliceMut<Self>,
     ) -> Result<()>;
+
+    /// budget `[rows]` of [`HeadBudget`], scores f32 `[rows, len]` in place: the sum of 64 neighbouring offsets, halved, goes to
+    /// the first and the last of them, which together ask for all keys that any of the 64 does; the others become 0. A
+    /// diagonal block costs the same for one offset as for all 64. Rows of `mass` 0 are neither read nor written.
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()>;
 
     /// budget `[n_heads]` of [`HeadBudget`], column_score f32 `[n_heads, kv_len]`, block_score f32 `[n_heads, key_blocks]`
     /// (means of the scoring queries against means of key blocks, -inf for future ones); plan `[n_heads]`, column_count

@@ -288,6 +288,14 @@ params! {
         unit: f32,
     }
 
+    /// Offset scores gathered by 64, for flex heads.
+    GroupOffsetsParams {
+        /// Rows of `scores`.
+        rows: u32,
+        /// Scores per row.
+        len: u32,
+    }
+
     /// Flex heads made vertical-slash, block-sparse or dense.
     SettleHeadsParams {
         /// Query heads.
@@ -342,9 +350,9 @@ params! {
         mass: f32,
         /// The square root of the Jensen-Shannon divergence below which block means are trusted.
         tau: f32,
-        /// Fewest columns, offsets, and keys of nearest blocks.
+        /// Fewest to count; keys of nearest blocks.
         least: u32,
-        /// Most columns, and most offsets; 0 is as many as it needs.
+        /// Most to count; 0 is as many as the mass needs.
         most: u32,
     }
 }

@@ -294,6 +294,11 @@ impl<B: Backend> Backend for Traced<B> {
         self.time("count_by_mass", &sizes, |b| b.count_by_mass(p, budget.inner(), scores.inner(), counts.inner()))
     }
 
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        let sizes = [scores.byte_len];
+        self.time("group_offsets", &sizes, |b| b.group_offsets(p, budget.inner(), scores.inner()))
+    }
+
     fn settle_heads(
         &self,
         p: &SettleHeadsParams,

@@ -8,7 +8,7 @@ use std::path::Path;
 /// `--min-budget` and `--max-budget`.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct BudgetArgs {
-    /// Fewest columns and fewest diagonals of a flex head (and keys of nearest blocks); 512 unless said.
+    /// Fewest columns and fewest diagonals of a flex head (and keys of nearest blocks); 128 unless said.
     #[arg(long, value_name = "N")]
     pub min_budget: Option<usize>,
     /// Most columns and most diagonals of a flex head; 0 is as many as it needs.

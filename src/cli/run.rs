@@ -221,13 +221,14 @@ impl DeviceTask for RunTask<'_> {
 }
 
 /// Operations that decide what to compute; `attention` computes it.
-const ESTIMATION: [&str; 10] = [
+const ESTIMATION: [&str; 11] = [
     "score_last_queries",
     "select_top_k",
     "pool_blocks",
     "score_blocks",
     "select_blocks",
     "count_by_mass",
+    "group_offsets",
     "settle_heads",
     "weigh_blocks",
     "select_weighed_blocks",

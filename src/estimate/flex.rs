@@ -5,7 +5,7 @@ use super::block_sparse::Means;
 use super::plan::Plan;
 use super::vertical_slash::{FORCED_COLUMNS, FORCED_OFFSETS, Scores};
 use crate::backend::Backend;
-use crate::backend::params::{BLOCK, HeadPlan};
+use crate::backend::params::{BLOCK, HeadBudget, HeadPlan};
 use crate::ops::{self, AttentionShape, BlockBand, Undecided};
 use crate::tensor::{Tensor, View};
 use crate::{DType, Result};
@@ -15,17 +15,28 @@ pub(super) fn settle<B: Backend>(
     b: &B,
     shape: &AttentionShape,
     plan: &Plan,
-    scores: &Scores<B>,
+    scores: &mut Scores<B>,
     means: &Means<B>,
     q: View<B>,
     chosen: &mut Chosen<B>,
 ) -> Result<()> {
     let (heads, last) = (shape.n_heads, shape.q_len.min(BLOCK));
-    let budget = Tensor::from_slice::<u32>(b, DType::U32, [heads, 4], bytemuck::cast_slice(&plan.budgets))?;
+    let upload =
+        |budgets: &[HeadBudget]| Tensor::from_slice::<u32>(b, DType::U32, [heads, 4], bytemuck::cast_slice(budgets));
+    let budget = upload(&plan.budgets)?;
+    // Diagonals are counted by two for each 64 of them, behind the nearest.
+    let slashes = |keys: u32| FORCED_OFFSETS as u32 + 2 * keys.div_ceil(BLOCK as u32);
+    let of_offsets = |own: &HeadBudget| HeadBudget {
+        least: slashes(own.least),
+        most: if own.most > 0 { slashes(own.most) } else { 0 },
+        ..*own
+    };
+    let offset_budget = upload(&plan.budgets.iter().map(of_offsets).collect::<Vec<_>>())?;
     let unit = 1.0 / last as f32;
     let Chosen { plan: table, column_count, offset_count, .. } = chosen;
     ops::count_by_mass(b, budget.view(), scores.columns.view(), FORCED_COLUMNS, unit, column_count.view_mut())?;
-    ops::count_by_mass(b, budget.view(), scores.offsets.view(), FORCED_OFFSETS, unit, offset_count.view_mut())?;
+    ops::group_offsets(b, offset_budget.view(), scores.offsets.view_mut())?;
+    ops::count_by_mass(b, offset_budget.view(), scores.offsets.view(), FORCED_OFFSETS, unit, offset_count.view_mut())?;
 
     // the last queries' mean against the means of all key blocks
     let mut mean = Tensor::alloc(b, DType::F32, [heads, 1, shape.head_dim])?;

@@ -12,8 +12,8 @@
 //! 1 to 4): the last queries' attention over key blocks against the softmax of block means, by the square root of their
 //! Jensen-Shannon divergence; below `tau` the heaviest blocks of the whole map that hold `gamma` of it, else the fewest
 //! columns and the fewest diagonals that hold `gamma` of the last queries' attention. Apart from the paper, blocks are of
-//! 64 and not 128, the last 64 queries stand for all, columns are single keys, diagonals become blocks by the official
-//! MInference rule, [`FORCED_COLUMNS`] and [`FORCED_OFFSETS`] are always in, weights within 1/64 of each other are taken
+//! 64 and not 128, the last 64 queries stand for all, columns are single keys, diagonals are weighed
+//! and taken by 64 (a block of them costs what one does) and become blocks by the official MInference rule, [`FORCED_COLUMNS`] and [`FORCED_OFFSETS`] are always in, weights within 1/64 of each other are taken
 //! together (so that an even map is taken whole), and a head that needs more than an eighth of all columns (4096 to 16384)
 //! becomes dense.
 
@@ -109,9 +109,9 @@ pub fn choose_or_dense<B: Backend>(
         false => None,
     };
     if flex || plan.uses(HeadPlan::VERTICAL_SLASH) {
-        let scores = Scores::new(b, shape, &plan, q, k)?;
+        let mut scores = Scores::new(b, shape, &plan, q, k)?;
         if let (true, Some(means)) = (flex, &means) {
-            flex::settle(b, shape, &plan, &scores, means, q, &mut chosen)?;
+            flex::settle(b, shape, &plan, &mut scores, means, q, &mut chosen)?;
         }
         vertical_slash::choose(b, shape, &scores, &mut chosen)?;
     }

@@ -95,7 +95,7 @@ impl HeadPattern {
     pub const FLEX_TAU: f32 = 0.1;
 
     /// Fewest and most columns and diagonals of flex heads where nothing is said.
-    pub const FLEX_BUDGET: [usize; 2] = [512, 0];
+    pub const FLEX_BUDGET: [usize; 2] = [128, 0];
 
     /// This pattern, if its arguments make sense. A window without leading keys (`n_init` 0) does; anything else that
     /// is 0, or above [`Self::MAX_ARGUMENT`], does not.

@@ -99,6 +99,18 @@ pub fn js_distance(p: &[f64], q: &[f64]) -> f64 {
     (0.5 * sum).max(0.0).sqrt()
 }
 
+/// Sums of 64 neighbouring offsets, halved, at the first and the last of them.
+pub fn group_offsets(offsets: &[f64]) -> Vec<f64> {
+    let mut out = vec![0.0; offsets.len()];
+    for start in (0..offsets.len()).step_by(BLOCK) {
+        let end = offsets.len().min(start + BLOCK);
+        let sum: f64 = offsets[start..end].iter().sum();
+        out[start] += sum / 2.0;
+        out[end - 1] += sum / 2.0;
+    }
+    out
+}
+
 /// What FlexPrefill decides by for one head (algorithms 2 to 4 of its paper, with blocks of 64).
 pub struct Flex {
     /// Between the estimated and the real attention of the last queries over key blocks.

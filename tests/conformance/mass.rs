@@ -3,8 +3,9 @@
 
 use crate::attention::{Call, Layout};
 use crate::common::naive::{self, BLOCK};
-use crate::common::{Rng, for_each_backend};
+use crate::common::{Rng, assert_close, for_each_backend, roundoff};
 use crate::{f32s, u32s};
+use minference::DType;
 use minference::backend::params::{HeadBudget, HeadPlan};
 use minference::estimate::{choose, estimate};
 use minference::ops::{self, BlockBand, Undecided, WEIGHT_BINS};
@@ -46,7 +47,7 @@ for_each_backend!(count_by_mass, |b| {
         let steep = [0.0, 1.0, 2.5, 4.0];
         let rows: Vec<Vec<f32>> = steep.iter().map(|&steep| tail(&mut rng, len, steep)).collect();
         let of = |mass: f32, least: u32| HeadBudget { mass, tau: 0.0, least, most: 0 };
-        let budgets = [of(0.9, 0), of(0.95, 40), of(0.0, 0), of(0.6, 0)];
+        let budgets = [of(0.9, 0), of(0.95, 40), of(0.0, 0), HeadBudget { most: 120, ..of(0.6, 0) }];
         let budget = u32s(b, [4, 4], bytemuck::cast_slice(&budgets));
         let mut counts = u32s(b, [4], &[77; 4]);
         let scores = f32s(b, [4, len], &rows.concat());
@@ -60,11 +61,29 @@ for_each_backend!(count_by_mass, |b| {
             let weights: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
             let [must, may] = bounds(&weights, |i| i < forced, f64::from(budget.mass));
             let count = |least: f64| (0..len).filter(|&i| i < forced || weights[i] >= least).count();
-            let clamp = |n: usize| (n as u32).max(budget.least).min(len as u32);
+            let clamp = |n: usize| {
+                let most = if budget.most > 0 { budget.most } else { u32::MAX };
+                (n as u32).max(budget.least).min(most).min(len as u32)
+            };
             let (fewest, most) = (clamp(count(must)), clamp(count(may)));
             let got = counts[r];
             assert!(fewest <= got && got <= most, "row {r} of {len}: expected {fewest} to {most}, got {got}");
         }
+    }
+});
+
+for_each_backend!(group_offsets, |b| {
+    let mut rng = Rng(43);
+    for len in [1, 64, 65, 1000] {
+        let rows: Vec<Vec<f32>> = (0..2).map(|_| tail(&mut rng, len, 2.0)).collect();
+        let of = |mass: f32| HeadBudget { mass, ..HeadBudget::default() };
+        let budget = u32s(b, [2, 4], bytemuck::cast_slice(&[of(0.9), of(0.0)]));
+        let mut scores = f32s(b, [2, len], &rows.concat());
+        ops::group_offsets(b, budget.view(), scores.view_mut()).unwrap();
+        let got = scores.to_f32(b).unwrap();
+        let want = naive::group_offsets(&rows[0].iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
+        assert_close(&format!("{len} offsets"), roundoff(DType::F32), &got[..len], &want);
+        assert_eq!(got[len..], rows[1], "a row without budget");
     }
 });
 
@@ -115,8 +134,7 @@ for_each_backend!(settle_heads, |b| {
             let real: Vec<f64> = columns[h * kv_len..][..kv_len].chunks(BLOCK).map(sum).collect();
             let distance = naive::js_distance(&naive::softmax(&estimated, 0.125), &real);
             assert!((distance - 0.1).abs() > 1e-3 || blocks == 1, "the case is on the edge: {distance}");
-            let most = |n: u32| if budgets[h].most > 0 { n.min(budgets[h].most) } else { n };
-            let (vertical, slash) = (most([400, 600, 600, 600, 600][h]), most(300));
+            let (vertical, slash) = ([400, 600, 600, 600, 600][h], 300);
             let want = if distance < 0.1 {
                 HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: 0.9f32.to_bits(), b: 2, c: HeadPlan::HEAD_MASS }
             } else if vertical > room(h) || slash as usize >= kv_len {
@@ -259,16 +277,18 @@ for_each_backend!(flex_heads, |b| {
                     }
                     lines += 1;
                     let in_list = |list: &[u32], i: usize| list.binary_search(&(i as u32)).is_ok();
-                    // At least 70, whatever they weigh.
-                    let heaviest = |weights: &[f64], forced: usize| {
+                    // At least so many, whatever they weigh.
+                    let heaviest = |weights: &[f64], forced: usize, least: usize| {
                         let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-                        naive::top_k(&weights, forced, 70)
+                        naive::top_k(&weights, forced, least)
                     };
-                    let first = heaviest(&want.columns, 30);
+                    let first = heaviest(&want.columns, 30, 70);
                     let always = |i: usize| in_list(&first, i);
                     check_choice(&format!("{what}: columns"), &want.columns, always, part, |i| in_list(&columns[h], i));
-                    let always = |i: usize| i < 100;
-                    check_choice(&format!("{what}: offsets"), &want.offsets, always, part, |i| in_list(&offsets[h], i));
+                    let groups = naive::group_offsets(&want.offsets);
+                    let first = heaviest(&groups, 100, 104);
+                    let always = |i: usize| in_list(&first, i);
+                    check_choice(&format!("{what}: offsets"), &groups, always, part, |i| in_list(&offsets[h], i));
                 } else {
                     blocks_chosen += 1;
                     let flat: Vec<f64> = want.blocks.iter().flatten().copied().collect();

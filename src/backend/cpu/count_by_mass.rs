@@ -15,6 +15,7 @@ pub(super) fn count_by_mass(p: &CountByMassParams, budget: &[HeadBudget], scores
         }
         let taken = bins_taken(&bins, budget.mass, credit);
         let among = rest.iter().filter(|&&x| bin(x * p.unit) < taken).count();
-        *count = ((forced.len() + among) as u32).max(budget.least).min(p.len);
+        let most = if budget.most > 0 { budget.most } else { p.len };
+        *count = ((forced.len() + among) as u32).max(budget.least).min(most).min(p.len);
     });
 }

@@ -23,6 +23,7 @@ mod count_by_mass;
 mod decode_attention;
 mod embed;
 mod gemm;
+mod group_offsets;
 mod mass;
 mod matmul;
 mod memory;
@@ -266,6 +267,11 @@ impl Backend for Cpu {
         counts: SliceMut<Self>,
     ) -> Result<()> {
         count_by_mass::count_by_mass(p, budget.read(), scores.read(), counts.write());
+        Ok(())
+    }
+
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        group_offsets::group_offsets(p, budget.read(), scores.write());
         Ok(())
     }
 

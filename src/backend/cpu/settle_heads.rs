@@ -15,8 +15,7 @@ pub(super) fn settle_heads(
         let columns = &column_score[h * p.kv_len as usize..][..p.kv_len as usize];
         let blocks = &block_score[h * p.key_blocks as usize..][..p.key_blocks as usize];
         let budget = budget[h];
-        let most = |count: u32| if budget.most > 0 { count.min(budget.most) } else { count };
-        let (vertical, slash) = (most(column_count[h]), most(offset_count[h]));
+        let (vertical, slash) = (column_count[h], offset_count[h]);
         *plan = if distance(p, columns, blocks) < budget.tau {
             let nearest = budget.least.div_ceil(BLOCK as u32);
             HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: budget.mass.to_bits(), b: nearest, c: HeadPlan::HEAD_MASS }

@@ -77,6 +77,7 @@ macro_rules! kernel_args {
 kernel_args!(
     EmbedParams,
     CountByMassParams,
+    GroupOffsetsParams,
     SettleHeadsParams,
     WeighBlocksParams,
     RmsNormParams,

@@ -123,6 +123,18 @@ pub(super) fn count_by_mass(
     b.launch(&kernel, "mass_finish", rows, &[arg(p), arg(&budget), arg(bins), arg(&counts)])
 }
 
+pub(super) fn group_offsets(
+    b: &Cuda,
+    p: &GroupOffsetsParams,
+    budget: Slice<Cuda>,
+    scores: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::GROUP_OFFSETS.with(&[("BF16", &b.bf16())]);
+    let (budget, scores) = (address(&budget), address_mut(&scores));
+    let launch = Launch::new([p.len.div_ceil(512), p.rows, 1], 256);
+    b.launch(&kernel, "group_offsets", launch, &[arg(p), arg(&budget), arg(&scores)])
+}
+
 pub(super) fn settle_heads(
     b: &Cuda,
     p: &SettleHeadsParams,

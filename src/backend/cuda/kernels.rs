@@ -72,6 +72,8 @@ sources! {
     SELECT_BLOCKS = "select_blocks" [];
     /// `Backend::count_by_mass`.
     COUNT_BY_MASS = "count_by_mass" ["shared/mass"];
+    /// `Backend::group_offsets`.
+    GROUP_OFFSETS = "group_offsets" [];
     /// `Backend::settle_heads`.
     SETTLE_HEADS = "settle_heads" ["shared/mass"];
     /// `Backend::weigh_blocks`.

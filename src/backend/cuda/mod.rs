@@ -440,6 +440,10 @@ impl Backend for Cuda {
         estimate::count_by_mass(self, p, budget, scores, counts)
     }
 
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        estimate::group_offsets(self, p, budget, scores)
+    }
+
     fn settle_heads(
         &self,
         p: &SettleHeadsParams,

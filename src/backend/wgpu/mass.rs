@@ -6,12 +6,16 @@ use super::link::Specialisation;
 use super::queue::fold;
 use super::select_top_k::scanning;
 use super::{Traits, Wgpu};
-use crate::backend::params::{CountByMassParams, HeadPlan, SettleHeadsParams, WeighBlocksParams};
+use crate::backend::params::{CountByMassParams, GroupOffsetsParams, HeadPlan, SettleHeadsParams, WeighBlocksParams};
 use crate::backend::{Slice, SliceMut};
 use crate::{Error, Result};
 
 fn by_mass(traits: &Traits, kernel: &'static str) -> Specialisation {
     scanning(traits, kernel).with("mass")
+}
+
+fn grouping(traits: &Traits) -> Specialisation {
+    Specialisation::new("group_offsets", traits).with("invocation")
 }
 
 fn settling(traits: &Traits) -> Specialisation {
@@ -39,7 +43,13 @@ fn choosing(traits: &Traits) -> Specialisation {
 }
 
 pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
-    list.extend([by_mass(traits, "count_by_mass"), settling(traits), weighing(traits), choosing(traits)]);
+    list.extend([
+        by_mass(traits, "count_by_mass"),
+        grouping(traits),
+        settling(traits),
+        weighing(traits),
+        choosing(traits),
+    ]);
 }
 
 pub(super) fn count_by_mass(
@@ -61,6 +71,28 @@ pub(super) fn count_by_mass(
         let some = first as u32..(first + n) as u32;
         let bindings = [parts(budget, &some, 16), parts(scores, &some, score_row), parts(counts, &some, 4)];
         b.dispatch(&specialisation, &CountByMassParams { rows: n as u32, ..*p }, &bindings, fold(n))?;
+    }
+    Ok(())
+}
+
+pub(super) fn group_offsets(
+    b: &Wgpu,
+    p: &GroupOffsetsParams,
+    budget: Slice<Wgpu>,
+    scores: SliceMut<Wgpu>,
+) -> Result<()> {
+    let (budget, scores) = (Binding::from(budget), Binding::from(scores));
+    let row = 4 * u64::from(p.len);
+    for (first, n) in b.row_bands(p.rows, row) {
+        let some = first as u32..(first + n) as u32;
+        let groups = (n * u64::from(p.len.div_ceil(64))).div_ceil(64);
+        let bindings = [parts(budget, &some, 16), parts(scores, &some, row)];
+        b.dispatch(
+            &grouping(&b.context.traits),
+            &GroupOffsetsParams { rows: n as u32, ..*p },
+            &bindings,
+            fold(groups),
+        )?;
     }
     Ok(())
 }

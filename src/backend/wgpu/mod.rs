@@ -409,6 +409,10 @@ impl Backend for Wgpu {
         mass::count_by_mass(self, p, [budget, scores], counts)
     }
 
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        mass::group_offsets(self, p, budget, scores)
+    }
+
     fn settle_heads(
         &self,
         p: &SettleHeadsParams,
