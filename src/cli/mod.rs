@@ -4,6 +4,7 @@
 //! stopped by Ctrl-C. The backend is picked in one place, [`device::with_device`].
 
 mod attend;
+mod bench;
 pub mod console;
 pub mod device;
 mod devices;
@@ -58,6 +59,9 @@ enum Command {
     /// Finds each head's pattern and budget offline, and writes a pattern file.
     #[command(after_help = search::EXAMPLES)]
     Search(search::SearchArgs),
+    /// Times attention and whole pre-fills.
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<bench::BenchArgs>),
     /// Files of head patterns.
     #[command(after_help = patterns::EXAMPLES)]
     Patterns(patterns::PatternsArgs),
@@ -67,7 +71,6 @@ enum Command {
 /// a spelling mistake.
 const NOT_BUILT: &[&str] = &[
     "eval",
-    "bench",
     "plot",
     "--kv-type",
     "--kv-out",
@@ -100,6 +103,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
         Command::Search(args) => search::search(&args, &console),
+        Command::Bench(args) => bench::bench(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }
 }

@@ -130,6 +130,17 @@ pub fn from_sets<B: Backend>(
     offsets: &[Vec<u32>],
     shape: &AttentionShape,
 ) -> Result<SparseIndex<B>> {
+    from_sets_or_dense(b, columns, offsets, shape, EXACT)
+}
+
+/// [`from_sets`], but with one dense range in row blocks whose sets cover more than `dense_above` 256ths of the pairs.
+pub fn from_sets_or_dense<B: Backend>(
+    b: &B,
+    columns: &[Vec<u32>],
+    offsets: &[Vec<u32>],
+    shape: &AttentionShape,
+    dense_above: u32,
+) -> Result<SparseIndex<B>> {
     let (columns, offsets) = (sorted("column", columns, shape)?, sorted("offset", offsets, shape)?);
     let reach = shape.q_start + BLOCK;
     for (head, offsets) in offsets.iter().enumerate() {
@@ -141,7 +152,7 @@ pub fn from_sets<B: Backend>(
         }
     }
     let plan = Plan::of_sets(&columns, &offsets, shape, IndexLimits::of(b));
-    let mut chosen = Chosen::alloc(b, &plan)?;
+    let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
     chosen.columns.write(b, &padded(&columns, chosen.columns.shape().dims()[1]))?;
     chosen.offsets.write(b, &padded(&offsets, plan.offset_capacity))?;
     chosen.build(b)
