@@ -8,6 +8,7 @@ pub mod console;
 pub mod device;
 mod devices;
 mod doctor;
+mod eval;
 pub mod mode;
 mod patterns;
 mod random;
@@ -54,6 +55,9 @@ enum Command {
     /// One attention layer on q, k and v from a file.
     #[command(after_help = attend::EXAMPLES)]
     Attend(Box<attend::AttendArgs>),
+    /// The paper's evaluations: needle, RULER, InfiniteBench, perplexity, latency; dense beside each mode.
+    #[command(after_help = eval::EXAMPLES)]
+    Eval(Box<eval::EvalArgs>),
     /// Files of head patterns.
     #[command(after_help = patterns::EXAMPLES)]
     Patterns(patterns::PatternsArgs),
@@ -63,7 +67,6 @@ enum Command {
 /// a spelling mistake.
 const NOT_BUILT: &[&str] = &[
     "search",
-    "eval",
     "bench",
     "plot",
     "--kv-type",
@@ -98,6 +101,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Doctor => doctor::doctor(&console),
         Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
+        Command::Eval(args) => eval::eval(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }
 }

@@ -112,7 +112,7 @@ impl Haystack {
 
 /// The sentences of a text: a full stop, question or exclamation mark, closing quotes, then a space and a capital or a
 /// quote. Titles (`Mr. Allen`) end no sentence.
-fn sentences(text: &str) -> Vec<String> {
+pub(super) fn sentences(text: &str) -> Vec<String> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let mut out = Vec::new();
     let mut from = 0;
