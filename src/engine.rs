@@ -255,6 +255,17 @@ impl<B: Backend> Engine<B> {
         self.prefill_rows(ids, mode, progress, watch, true)
     }
 
+    /// [`Engine::prefill`] by the sets that `watch` gives ([`Watch::sets`]) wherever it gives some; `mode` decides elsewhere.
+    pub fn prefill_with_sets(
+        &mut self,
+        ids: &[u32],
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+        watch: &mut dyn Watch<B>,
+    ) -> Result<Prefill> {
+        self.prefill_rows(ids, mode, progress, watch, false)
+    }
+
     fn prefill_rows(
         &mut self,
         ids: &[u32],
@@ -382,7 +393,7 @@ impl<B: Backend> Engine<B> {
         mode: &AttentionMode,
         rows: &[Range<usize>],
         progress: &mut dyn FnMut(Progress),
-        each: &mut dyn FnMut(Range<usize>, &[f32]) -> Result<()>,
+        each: &mut EachRows,
     ) -> Result<Prefill> {
         let start = Instant::now();
         if let Some(past) = rows.iter().find(|rows| rows.end > ids.len()) {
@@ -546,6 +557,9 @@ impl<B: Backend> Engine<B> {
     }
 }
 
+/// Sees logits of some rows of a prompt: which, and f32 `[rows, vocab]`.
+pub type EachRows<'a> = dyn FnMut(Range<usize>, &[f32]) -> Result<()> + 'a;
+
 /// What [`Engine::run`] computes.
 struct Run<'a> {
     ids: &'a [u32],
@@ -612,6 +626,10 @@ impl<B: Backend> Watch<B> for Recorder<'_, B> {
 
     fn attention(&mut self, backend: &B, layer: usize, call: &AttentionCall<B>) -> Result<()> {
         self.watch.attention(backend, layer, call)
+    }
+
+    fn sets(&mut self, layer: usize) -> Option<[&[Vec<u32>]; 2]> {
+        self.watch.sets(layer)
     }
 
     fn computed(&mut self, _backend: &B, layer: usize, computed: Computed<B>) -> Result<()> {

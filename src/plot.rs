@@ -123,7 +123,10 @@ pub fn save(path: &Path, title: &str, maps: &[HeatMap]) -> Result<()> {
     let rows = maps.iter().map(|m| m.rows.len()).max().unwrap_or(1);
     // A title is centred on the cells and may be longer than they are wide: 0.62 is the width of a character of the font.
     let longest = maps.iter().map(|m| m.title.chars().count()).max().unwrap_or(0);
-    let width = (170.0 + 62.0 * columns as f64).max(120.0 + 0.62 * f64::from(TITLE) * longest as f64);
+    let column = maps.iter().flat_map(|m| &m.columns).map(|c| c.chars().count()).max().unwrap_or(0);
+    let width = (170.0 + (8.0 * column as f64 + 16.0).max(62.0) * columns as f64)
+        .max(120.0 + 0.62 * f64::from(TITLE) * longest as f64)
+        .max((60.0 + 15.0 * title.chars().count() as f64) / across as f64);
     let scene = Figure::new(down, across)
         .with_title(title)
         .with_plots(plots)

@@ -194,6 +194,8 @@ impl DeviceTask for EvalTask<'_> {
             chunk: args.chunk,
             kv: if measures && args.chunk == 0 { KvPlace::None } else { KvPlace::Device },
             answer_room,
+            // Quality is that of the patterns as they are; time is that of what `run` does.
+            exact_index: args.what != What::Latency,
             interrupt: console::interrupt(),
             ..EngineOptions::default()
         };

@@ -4,6 +4,7 @@
 //! stopped by Ctrl-C. The backend is picked in one place, [`device::with_device`].
 
 mod attend;
+mod bench;
 pub mod console;
 pub mod device;
 mod devices;
@@ -58,6 +59,9 @@ enum Command {
     /// The paper's evaluations: needle, RULER, InfiniteBench, perplexity, latency; dense beside each mode.
     #[command(after_help = eval::EXAMPLES)]
     Eval(Box<eval::EvalArgs>),
+    /// Times attention and whole pre-fills.
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<bench::BenchArgs>),
     /// Files of head patterns.
     #[command(after_help = patterns::EXAMPLES)]
     Patterns(patterns::PatternsArgs),
@@ -67,7 +71,6 @@ enum Command {
 /// a spelling mistake.
 const NOT_BUILT: &[&str] = &[
     "search",
-    "bench",
     "plot",
     "--kv-type",
     "--kv-out",
@@ -102,6 +105,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
         Command::Eval(args) => eval::eval(&args, &console),
+        Command::Bench(args) => bench::bench(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }
 }

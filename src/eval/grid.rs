@@ -127,7 +127,7 @@ impl NeedleGrid {
             "multi" => {
                 let mut needles: Vec<Needle> = Vec::new();
                 while needles.len() < FACTS {
-                    let needle = Needle::draw(rng.next());
+                    let needle = Needle::draw(rng.bits());
                     // One name may not be the beginning of another.
                     let apart = |old: &Needle| old.name.split(' ').next() != needle.name.split(' ').next();
                     if needles.iter().all(apart) {
@@ -151,7 +151,7 @@ impl NeedleGrid {
     fn code(&self, cell: &Cell) -> Result<Sample> {
         let depth = cell.depth.unwrap_or(50.0);
         let numbers = [cell.length, cell.sample, depth.to_bits() as usize];
-        let needle = Needle::draw(Rng::of(self.options.seed, "code", &numbers).next());
+        let needle = Needle::draw(Rng::of(self.options.seed, "code", &numbers).bits());
         let Some(tokens) = cell.length.checked_sub(ANSWER_TOKENS) else {
             return Err(Error::invalid(format!("length {}: no room for a prompt", cell.length)));
         };

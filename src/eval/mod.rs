@@ -231,7 +231,9 @@ const CLOSE: f64 = 0.004;
 /// fewest are too many. Token counts need to grow with the units only roughly.
 fn largest(length: usize, size: Size, tokens: &mut dyn FnMut(usize) -> Result<usize>) -> Result<Option<usize>> {
     let Size { least, most, guess } = size;
-    let (mut low, mut high): (Option<(usize, usize)>, Option<(usize, usize)>) = (None, None);
+    // Units and their tokens: the most that fit and the fewest that do not.
+    let mut low: Option<(usize, usize)> = None;
+    let mut high: Option<(usize, usize)> = None;
     let mut next = guess.clamp(least, most);
     for _ in 0..40 {
         let count = tokens(next)?;

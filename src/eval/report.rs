@@ -215,9 +215,9 @@ mod tests {
         scores.extend([(1.0, 0.0), (1.0, 0.0), (1.0, 0.0), (0.0, 1.0)]);
         let found = paired(&scores);
         assert_eq!((found.n, found.wins, found.losses, found.difference), (10, 1, 3, -0.2));
-        let (b, c, n) = (1.5, 3.5, 12.0);
-        let centre: f64 = (b - c) / n;
-        let half = 1.96 * ((b + c) - (b - c) * (b - c) / n as f64).sqrt() / n;
+        let (b, c, n) = (1.5f64, 3.5, 12.0);
+        let centre = (b - c) / n;
+        let half = 1.96 * ((b + c) - (b - c) * (b - c) / n).sqrt() / n;
         assert!((found.low - (centre - half)).abs() < 1e-12 && (found.high - (centre + half)).abs() < 1e-12);
         let same = paired(&[(1.0, 1.0); 10]);
         assert!(same.low < -0.1 && same.high > 0.1 && same.difference == 0.0, "{same:?}");

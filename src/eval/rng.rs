@@ -15,13 +15,13 @@ impl Rng {
     pub fn of(seed: u64, name: &str, numbers: &[usize]) -> Self {
         let mut state = Self(seed ^ fnv(name.as_bytes()));
         for &number in numbers {
-            state = Self(state.next() ^ number as u64);
+            state = Self(state.bits() ^ number as u64);
         }
-        Self(state.next())
+        Self(state.bits())
     }
 
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -30,7 +30,7 @@ impl Rng {
 
     /// In `0..n`. The bias of a remainder is below 1e-11 for the sizes here.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
+        (self.bits() % n.max(1) as u64) as usize
     }
 
     /// In `low..=high`.
@@ -73,7 +73,7 @@ impl Rng {
 
     /// A version 4 UUID.
     pub fn uuid(&mut self) -> String {
-        let (high, low) = (self.next() & !0xf000 | 0x4000, self.next() & !(3 << 62) | 1 << 63);
+        let (high, low) = (self.bits() & !0xf000 | 0x4000, self.bits() & !(3 << 62) | 1 << 63);
         let (a, b, c) = (high >> 32, (high >> 16) & 0xffff, high & 0xffff);
         format!("{a:08x}-{b:04x}-{c:04x}-{:04x}-{:012x}", low >> 48, low & 0xffff_ffff_ffff)
     }
@@ -97,14 +97,14 @@ mod tests {
     fn draws_are_those_of_splitmix64() {
         // Published first outputs for seed 1234567.
         let mut rng = Rng::new(1_234_567);
-        assert_eq!(rng.next(), 6_457_827_717_110_365_317);
-        assert_eq!(rng.next(), 3_203_168_211_198_807_973);
+        assert_eq!(rng.bits(), 6_457_827_717_110_365_317);
+        assert_eq!(rng.bits(), 3_203_168_211_198_807_973);
         assert_eq!(fnv(b"a"), 0xaf63_dc4c_8601_ec8c);
     }
 
     #[test]
     fn prompts_draw_alike_by_identity_and_differently_by_any_part_of_it() {
-        let draw = |seed, name, numbers: &[usize]| Rng::of(seed, name, numbers).next();
+        let draw = |seed, name, numbers: &[usize]| Rng::of(seed, name, numbers).bits();
         assert_eq!(draw(1, "vt", &[4096, 3]), draw(1, "vt", &[4096, 3]));
         let others = [draw(2, "vt", &[4096, 3]), draw(1, "cwe", &[4096, 3]), draw(1, "vt", &[4096, 4])];
         assert!(others.iter().all(|&other| other != draw(1, "vt", &[4096, 3])));
