@@ -9,6 +9,7 @@ pub mod console;
 pub mod device;
 mod devices;
 mod doctor;
+mod eval;
 pub mod mode;
 mod patterns;
 mod random;
@@ -59,6 +60,9 @@ enum Command {
     /// Finds each head's pattern and budget offline, and writes a pattern file.
     #[command(after_help = search::EXAMPLES)]
     Search(search::SearchArgs),
+    /// The paper's evaluations: needle, RULER, InfiniteBench, perplexity, latency; dense beside each mode.
+    #[command(after_help = eval::EXAMPLES)]
+    Eval(Box<eval::EvalArgs>),
     /// Times attention and whole pre-fills.
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<bench::BenchArgs>),
@@ -69,18 +73,8 @@ enum Command {
 
 /// Flags and commands of the documented interface that do not exist yet: refused by name, so that nobody takes them for
 /// a spelling mistake.
-const NOT_BUILT: &[&str] = &[
-    "eval",
-    "plot",
-    "--kv-type",
-    "--kv-out",
-    "--kv-in",
-    "--question",
-    "--report",
-    "--verify",
-    "--skip-softmax",
-    "--dtype",
-];
+const NOT_BUILT: &[&str] =
+    &["plot", "--kv-type", "--kv-out", "--kv-in", "--question", "--report", "--verify", "--skip-softmax", "--dtype"];
 
 /// Parses the command line, runs the command, and reports its error on one line of stderr.
 pub fn main() -> ExitCode {
@@ -103,6 +97,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
         Command::Search(args) => search::search(&args, &console),
+        Command::Eval(args) => eval::eval(&args, &console),
         Command::Bench(args) => bench::bench(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }
