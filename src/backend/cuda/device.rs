@@ -76,6 +76,10 @@ macro_rules! kernel_args {
 }
 kernel_args!(
     EmbedParams,
+    CountByMassParams,
+    GroupOffsetsParams,
+    SettleHeadsParams,
+    WeighBlocksParams,
     RmsNormParams,
     MatmulParams,
     RopeParams,
