@@ -7,7 +7,7 @@ use super::random::{RandomArgs, random_ids};
 use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
 use crate::engine::{Engine, EngineOptions, Prefill, StopReason};
-use crate::model::{KvPlace, Model};
+use crate::model::{KvPlace, KvType, Model};
 use crate::pattern::AttentionMode;
 use crate::sample::{self, Sampler, SamplerOptions};
 use crate::tensor_file::{TensorOut, write_tensors};
@@ -69,6 +69,9 @@ pub struct RunArgs {
     /// Where keys and values stay: device, or none (pre-fill only).
     #[arg(long, value_name = "PLACE", default_value = "device")]
     pub kv: KvPlace,
+    /// How keys and values are stored: f16 (as activations are), or q8_0, about half of that.
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub kv_type: KvType,
     /// Replaces the checkpoint's RoPE scaling: none, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR.
     #[arg(long, value_name = "SCALING")]
     pub rope_scaling: Option<String>,
@@ -248,6 +251,7 @@ impl RunTask<'_> {
         let options = EngineOptions {
             chunk: args.chunk,
             kv: args.kv,
+            kv_type: args.kv_type,
             answer_room: args.max_new_tokens,
             exact_index: false,
             interrupt: console::interrupt(),

@@ -8,6 +8,40 @@ use minference::tensor::Tensor;
 use minference::weights::random_blocks;
 use minference::{DType, weights};
 
+/// Packed rows say what they were to half a step of their block's scale, and unpack to what packing left in the cache.
+for_each_backend!(pack_kv, |b| {
+    for (kv, capacity, d, position, n) in [(2, 192, 64, 0, 192), (1, 64, 96, 3, 1), (3, 128, 128, 61, 67)] {
+        let len = kv * capacity * d;
+        let mut input: Vec<f32> = Rng(7).normals(len);
+        input[position * d..position * d + 32].fill(0.0);
+        input[position * d + 33] = 300.0;
+        let (mut cache, values) = stored(b, b.activation(), [kv, capacity, d], &input);
+        let mut packed = u32s(b, [kv, capacity, d / 32 * 9], &vec![0; len / 32 * 9]);
+        ops::pack_kv(b, cache.view_mut(), packed.view_mut(), position, n).unwrap();
+        let mut out = poison(b, b.activation(), [kv, capacity, d]);
+        ops::unpack_kv(b, packed.view(), out.view_mut(), position, n).unwrap();
+        let (cache, out) = (cache.to_f32(b).unwrap(), out.to_f32(b).unwrap());
+        for (i, block) in values.chunks_exact(32).enumerate() {
+            let token = i * 32 / d % capacity;
+            let (cache, out) = (&cache[32 * i..][..32], &out[32 * i..][..32]);
+            if !(position..position + n).contains(&token) {
+                assert_eq!(cache, block, "a row that was not packed");
+                assert!(all_nan(out));
+                continue;
+            }
+            assert_eq!(cache, out, "block {i}");
+            let most = block.iter().fold(0f64, |m, x| m.max(f64::from(x.abs())));
+            // Half a step, the rounding of the scale to f16, and that of the result.
+            let bound = most * (0.5 / 127.0 + 2f64.powi(-11) + roundoff(b.activation())) + 1e-5;
+            for (got, want) in out.iter().zip(block) {
+                let error = (f64::from(*got) - f64::from(*want)).abs();
+                assert!(error <= bound, "block {i}: {want} became {got}, of at most {most}");
+            }
+            assert!(most == 0.0 || cache != block, "block {i} was not rounded");
+        }
+    }
+});
+
 const WEIGHT_TYPES: [DType; 10] = [
     DType::F32,
     DType::F16,

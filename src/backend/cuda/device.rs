@@ -87,6 +87,7 @@ kernel_args!(
     AddParams,
     CastParams,
     AppendKvParams,
+    PackKvParams,
     ScoreLastQueriesParams,
     SelectTopKParams,
     PoolBlocksParams,

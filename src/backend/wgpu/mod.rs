@@ -28,6 +28,7 @@ pub mod launch;
 pub mod link;
 mod mass;
 mod matmul;
+mod pack_kv;
 mod queue;
 mod rms_norm;
 mod rope;
@@ -179,6 +180,7 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     embed::specialisations(traits, &mut list);
     mass::specialisations(traits, &mut list);
     matmul::specialisations(traits, &mut list);
+    pack_kv::specialisations(traits, &mut list);
     rms_norm::specialisations(traits, &mut list);
     rope::specialisations(traits, &mut list);
     score_last_queries::specialisations(traits, &mut list);
@@ -375,6 +377,14 @@ impl Backend for Wgpu {
         v_cache: SliceMut<Self>,
     ) -> Result<()> {
         append_kv::append_kv(self, p, k, v, k_cache, v_cache)
+    }
+
+    fn pack_kv(&self, p: &PackKvParams, x: SliceMut<Self>, packed: SliceMut<Self>) -> Result<()> {
+        pack_kv::pack_kv(self, p, x, packed)
+    }
+
+    fn unpack_kv(&self, p: &PackKvParams, packed: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        pack_kv::unpack_kv(self, p, packed, out)
     }
 
     fn score_last_queries(
