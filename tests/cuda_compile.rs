@@ -60,6 +60,9 @@ fn cases(arch: &str, limit: usize) -> Vec<Case> {
         case(kernels::BUILD_INDEX.with(&[("BF16", bf16)])),
         case(kernels::GATHER_COLUMNS.with(&[("BF16", bf16)])),
         case(kernels::ORDER_WORK.with(&[("BF16", bf16)])),
+        case(kernels::MERGE_ATTENTION.with(&[("BF16", bf16)])),
+        case(kernels::MERGE_ATTENTION.with(&[("BF16", &0)])),
+        case(kernels::CLIP_INDEX.with(&[("BF16", bf16)])),
     ];
     for out in ["float", "act"] {
         all.push(case(kernels::ADD.with(&[("BF16", bf16), ("X", &out)])));
