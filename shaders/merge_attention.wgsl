@@ -8,6 +8,7 @@ struct Params {
     all_rows: u32,
     n_heads: u32,
     head_dim: u32, // in vectors
+    row_stride: u32, // in vectors
     part_at: u32,
     part_lse_at: u32,
     lse_at: u32,
@@ -16,10 +17,10 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> part: array<In>; // [rows, n_heads, head_dim]
+@group(0) @binding(0) var<storage, read> part: array<In>; // [rows, row_stride]
 @group(0) @binding(1) var<storage, read> part_lse: array<f32>; // [n_heads, all_rows]
 @group(0) @binding(2) var<storage, read> lse: array<f32>; // [n_heads, all_rows]
-@group(0) @binding(3) var<storage, read_write> out: array<Out>; // [rows, n_heads, head_dim]
+@group(0) @binding(3) var<storage, read_write> out: array<Out>; // [rows, row_stride]
 @group(0) @binding(4) var<storage, read_write> merged_lse: array<f32>; // [n_heads, all_rows]
 
 const LOG2_E: f32 = 1.4426950408889634;
@@ -48,9 +49,10 @@ fn main(at: Invocation) {
     let a_share = exp2((a - top) * LOG2_E);
     let b_share = exp2((b - top) * LOG2_E);
     let sum = a_share + b_share;
-    let mine = Wide(out[p.out_at + i]);
-    let other = Wide(part[p.part_at + i]);
-    out[p.out_at + i] = to_out(mine * (a_share / sum) + other * (b_share / sum));
+    let place = row * p.row_stride + head_of % p.n_heads * p.head_dim + i % p.head_dim;
+    let mine = Wide(out[p.out_at + place]);
+    let other = Wide(part[p.part_at + place]);
+    out[p.out_at + place] = to_out(mine * (a_share / sum) + other * (b_share / sum));
     if i % p.head_dim == 0u {
         merged_lse[p.merged_lse_at + slot] = select(top + log2(sum) * LN_2, bitcast<f32>(negative_infinity), top <= LOWEST);
     }

@@ -689,11 +689,12 @@ pub fn decode_attention_with_lse<B: Backend>(
     b.decode_attention(&p, q.slice(), k.slice(), v.slice(), out.slice(), lse.map(|v| v.slice()))
 }
 
-/// Joins attention over some keys, out act `[n, H * D]` with lse f32 `[H, n]`, with attention of the same queries over
-/// other keys, part act `[n, H * D]` with part_lse f32 `[H, n]`: out becomes attention over both, with merged_lse f32
-/// `[H, n]`. A row that saw no key (zeros and -inf) is taken from the other part.
+/// Joins attention of a band of heads over some keys, out act `[n, row]` with lse f32 `[heads, n]`, with attention of the
+/// same queries over other keys, part act `[n, row]` with part_lse f32 `[heads, n]`: the band of out becomes attention over
+/// both, with merged_lse f32 `[heads, n]`. A row that saw no key (zeros and -inf) is taken from the other part.
 pub fn merge_attention<B: Backend>(
     b: &B,
+    band: HeadBand,
     part: View<B>,
     part_lse: View<B>,
     out: ViewMut<B>,
@@ -701,8 +702,9 @@ pub fn merge_attention<B: Backend>(
     merged_lse: ViewMut<B>,
 ) -> Result<()> {
     const OP: &str = "merge_attention";
-    let ([n, width], [heads, _]) = (dims(OP, "out", out.shape())?, dims(OP, "lse", lse.shape())?);
-    check(OP, "out", heads > 0 && width % (8 * heads) == 0, format!("[_, {heads} heads of a multiple of 8]"), width)?;
+    let ([n, row], HeadBand { column, heads, head_dim: d }) = (dims(OP, "out", out.shape())?, band);
+    let vectors = heads > 0 && [column, d, row].iter().all(|x| x.is_multiple_of(8)) && column + heads * d <= row;
+    check(OP, "band", vectors, format!("multiples of 8 within rows of {row}"), format!("{band:?}"))?;
     check_shape(OP, "part", out.shape(), part.shape())?;
     check_shape(OP, "lse", [heads, n], lse.shape())?;
     check_shape(OP, "part_lse", [heads, n], part_lse.shape())?;
@@ -712,8 +714,13 @@ pub fn merge_attention<B: Backend>(
     for (what, dtype) in [("lse", lse.dtype()), ("part_lse", part_lse.dtype()), ("merged_lse", merged_lse.dtype())] {
         check_dtype(OP, what, &[DType::F32], dtype)?;
     }
-    let p = MergeAttentionParams { rows: n as u32, n_heads: heads as u32, head_dim: (width / heads) as u32 };
-    b.merge_attention(&p, part.slice(), [lse.slice(), part_lse.slice()], out.slice(), merged_lse.slice())
+    let p = MergeAttentionParams { rows: n as u32, n_heads: heads as u32, head_dim: d as u32, row_stride: row as u32 };
+    let (mut part, mut out, skip) = (part.slice(), out.slice(), b.activation().bytes(column));
+    part.byte_offset += skip;
+    part.byte_len -= skip;
+    out.byte_offset += skip;
+    out.byte_len -= skip;
+    b.merge_attention(&p, part, [lse.slice(), part_lse.slice()], out, merged_lse.slice())
 }
 
 /// Makes `index` the part of an index that lies within some keys: `whole` is that index's row_ranges, ranges and keep, and

@@ -1,7 +1,7 @@
 // Attention over some keys (out, lse) and over others (part, part_lse) as attention over both: the mean, weighted by the
 // exponentials of the log-sum-exps under their maximum. One block a row; a thread takes eight elements of a head at a time,
 // and the first of a head's writes its merged log-sum-exp.
-struct MergeAttentionParams { u32 rows, n_heads, head_dim; };
+struct MergeAttentionParams { u32 rows, n_heads, head_dim, row_stride; };
 
 extern "C" __global__ void __launch_bounds__(256)
 merge_attention(const MergeAttentionParams p, const act* __restrict__ part, const float* __restrict__ lse,
@@ -9,7 +9,7 @@ merge_attention(const MergeAttentionParams p, const act* __restrict__ part, cons
     const u32 row = blockIdx.x, chunks = p.head_dim / 8;
     for (u32 i = threadIdx.x; i < p.n_heads * chunks; i += 256) {
         const u32 head = i / chunks;
-        const u64 slot = (u64)head * p.rows + row, at = ((u64)row * p.n_heads * chunks + i) * 8;
+        const u64 slot = (u64)head * p.rows + row, at = (u64)row * p.row_stride + i * 8;
         // Rows without keys come as -inf: a number below every score keeps the differences finite.
         const float a = fmaxf(lse[slot], -1e30f), b = fmaxf(part_lse[slot], -1e30f), top = fmaxf(a, b);
         const float a_share = exp2f((a - top) * LOG2_E), b_share = exp2f((b - top) * LOG2_E), sum = a_share + b_share;

@@ -125,8 +125,8 @@ params! {
         position: u32,
     }
 
-    /// Joins attention over some keys with attention over others: the mean of `out` and `part` `[rows, n_heads, head_dim]`,
-    /// weighted by the `exp` of their log-sum-exps.
+    /// Joins attention over some keys with attention over others: the mean of `out` and `part` `[rows, n_heads, head_dim]`
+    /// under a row stride, weighted by the `exp` of their log-sum-exps.
     MergeAttentionParams {
         /// Queries.
         rows: u32,
@@ -134,6 +134,8 @@ params! {
         n_heads: u32,
         /// Elements of a head.
         head_dim: u32,
+        /// Distance between queries of both.
+        row_stride: u32,
     }
 
     /// The part of an index that lies within some keys.

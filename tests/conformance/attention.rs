@@ -7,7 +7,7 @@ use crate::{float_types, poison, stored};
 use minference::DType;
 use minference::backend::Backend;
 use minference::index::{IndexLayout, SparseIndex};
-use minference::ops::{self, AttentionShape};
+use minference::ops::{self, AttentionShape, HeadBand};
 use minference::tensor::Tensor;
 
 /// Lengths and heads of a call: (q_len, kv_len, q_start, heads, kv_heads, head_dim).
@@ -295,8 +295,13 @@ for_each_backend!(merge_attention, |b| {
             if part > 0 {
                 let [out, other] = &mut outs;
                 let [lse, part_lse, merged] = &mut lses;
-                ops::merge_attention(b, other.view(), part_lse.view(), out.view_mut(), lse.view(), merged.view_mut())
-                    .unwrap();
+                // Bands of heads, as a layer's head groups go.
+                for band in [0..heads / 2, heads / 2..heads].into_iter().filter(|band| !band.is_empty()) {
+                    let (lse, part_lse) = (lse.view().rows(band.clone()), part_lse.view().rows(band.clone()));
+                    let (out, merged) = (out.view_mut(), merged.view_mut().rows(band.clone()));
+                    let of = HeadBand { column: band.start * d, heads: band.len(), head_dim: d };
+                    ops::merge_attention(b, of, other.view(), part_lse, out, lse, merged).unwrap();
+                }
                 std::mem::swap(lse, merged);
             }
         }
@@ -320,7 +325,9 @@ for_each_backend!(merge_attention_of_empty_rows, |b| {
     let (part, _) = stored(b, act, [4, 2 * d], &lay(&part, &part_lse));
     let mut merged = poison(b, DType::F32, [2, 4]);
     let [lse_in, part_lse_in] = [lse, part_lse].map(|x| crate::f32s(b, [2, 4], x.as_flattened()));
-    ops::merge_attention(b, part.view(), part_lse_in.view(), out.view_mut(), lse_in.view(), merged.view_mut()).unwrap();
+    let band = HeadBand { column: 0, heads: 2, head_dim: d };
+    let (lse_in, part_lse_in) = (lse_in.view(), part_lse_in.view());
+    ops::merge_attention(b, band, part.view(), part_lse_in, out.view_mut(), lse_in, merged.view_mut()).unwrap();
     let (got, got_lse) = (out.to_f32(b).unwrap(), merged.to_f32(b).unwrap());
     for (head, row) in (0..2).flat_map(|h| (0..4).map(move |r| (h, r))) {
         let [a, b] = [lse, part_lse].map(|l| f64::from(l[head][row]));

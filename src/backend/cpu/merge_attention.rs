@@ -3,7 +3,7 @@
 use crate::backend::params::MergeAttentionParams;
 use rayon::prelude::*;
 
-/// part, out `[rows, n_heads, head_dim]`; lse of out and of part, and merged, `[n_heads, rows]`.
+/// part, out `[rows, n_heads, head_dim]` under a row stride; lse of out and of part, and merged, `[n_heads, rows]`.
 pub(super) fn merge_attention(
     p: &MergeAttentionParams,
     part: &[f32],
@@ -23,13 +23,13 @@ pub(super) fn merge_attention(
             }
         }
     };
-    out.par_chunks_exact_mut(heads * d).zip(part.par_chunks_exact(heads * d)).take(rows).enumerate().for_each(
-        |(row, (out, part))| {
-            for (head, (out, part)) in out.chunks_exact_mut(d).zip(part.chunks_exact(d)).enumerate() {
-                let [a, b, _] = weights(head * rows + row);
-                out.iter_mut().zip(part).for_each(|(x, y)| *x = *x * a + y * b);
-            }
-        },
-    );
+    let stride = p.row_stride as usize;
+    out.par_chunks_mut(stride).zip(part.par_chunks(stride)).take(rows).enumerate().for_each(|(row, (out, part))| {
+        let both = out.chunks_exact_mut(d).zip(part.chunks_exact(d)).take(heads);
+        for (head, (out, part)) in both.enumerate() {
+            let [a, b, _] = weights(head * rows + row);
+            out.iter_mut().zip(part).for_each(|(x, y)| *x = *x * a + y * b);
+        }
+    });
     merged.par_iter_mut().take(heads * rows).enumerate().for_each(|(i, merged)| *merged = weights(i)[2]);
 }

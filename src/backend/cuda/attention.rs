@@ -156,7 +156,7 @@ pub(super) fn merge_attention(
     out: SliceMut<Cuda>,
     merged_lse: SliceMut<Cuda>,
 ) -> Result<()> {
-    require_vectors("merge_attention", &[address(&part), address_mut(&out)], &[p.head_dim])?;
+    require_vectors("merge_attention", &[address(&part), address_mut(&out)], &[p.head_dim, p.row_stride])?;
     let kernel = kernels::MERGE_ATTENTION.with(&[("BF16", &b.bf16())]);
     let [part, lse, part_lse] = [part, lse, part_lse].map(|s| address(&s));
     let (out, merged_lse) = (address_mut(&out), address_mut(&merged_lse));

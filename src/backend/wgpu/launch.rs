@@ -149,7 +149,9 @@ params! {
         all_rows: u32,
         /// Query heads.
         n_heads: u32,
-        /// Elements of a head.
+        /// Vectors of a head.
         head_dim: u32,
+        /// Vectors between queries.
+        row_stride: u32,
     }
 }

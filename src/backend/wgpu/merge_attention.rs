@@ -33,7 +33,7 @@ pub(super) fn merge_attention(
     let (lse, part_lse) = (Binding::from(lse), Binding::from(part_lse));
     let merged = Binding::from(merged_lse);
     let vectors = u64::from(p.n_heads) * u64::from(p.head_dim / 4);
-    let row_bytes = vectors * out.unit();
+    let row_bytes = u64::from(p.row_stride / 4) * out.unit();
     for (first, count) in b.row_bands(p.rows, row_bytes) {
         let band = MergeBand {
             rows: count as u32,
@@ -41,6 +41,7 @@ pub(super) fn merge_attention(
             all_rows: p.rows,
             n_heads: p.n_heads,
             head_dim: p.head_dim / 4,
+            row_stride: p.row_stride / 4,
         };
         let [part, out] = [part, out].map(|x| x.rows(first, count, row_bytes));
         let groups = fold((count * vectors).div_ceil(u64::from(WORKGROUP)));
