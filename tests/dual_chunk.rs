@@ -24,6 +24,9 @@ const FFN: usize = 40;
 const LAYERS: usize = 2;
 const THETA: f64 = 1000.0;
 
+/// The pairs `[n, n]` that a head computes, of its q and k `[n, D]` at their true places and its number.
+type Sees<'a> = &'a dyn Fn(&[f32], &[f32], usize) -> Vec<bool>;
+
 /// `chunk_size`, `local_size`, `original_max_position_embeddings`.
 type Dual = (usize, usize, usize);
 
@@ -101,20 +104,13 @@ impl Tiny {
         w.chunks_exact(shape[1]).enumerate().map(row).collect()
     }
 
-    /// Logits of the last position, and each layer's computed pairs. `sees(layer's true q and k by head, head)` gives the
-    /// pairs `[n, n]` that a head computes.
-    fn logits(&self, ids: &[u32], dual: Dual, sees: &dyn Fn(&[f32], &[f32], usize) -> Vec<bool>) -> Vec<f64> {
+    /// Logits of the last position.
+    fn logits(&self, ids: &[u32], dual: Dual, sees: Sees) -> Vec<f64> {
         self.logits_after(ids.len(), ids, dual, sees)
     }
 
     /// The same where the tokens after the first `prompt` came one by one, each under the temperature of its own length.
-    fn logits_after(
-        &self,
-        prompt: usize,
-        ids: &[u32],
-        dual: Dual,
-        sees: &dyn Fn(&[f32], &[f32], usize) -> Vec<bool>,
-    ) -> Vec<f64> {
+    fn logits_after(&self, prompt: usize, ids: &[u32], dual: Dual, sees: Sees) -> Vec<f64> {
         let n = ids.len();
         let (_, embed) = &self.tensors["model.embed_tokens.weight"];
         let row = |id: u32| embed[id as usize * HIDDEN..][..HIDDEN].iter().map(|x| f64::from(*x)).collect();

@@ -25,6 +25,12 @@ pub struct RandomArgs {
 }
 
 impl RandomArgs {
+    /// Weights of this type, or none made up, and so many layers.
+    pub fn of(weight_type: Option<&str>, layers: Option<usize>) -> Self {
+        let random_weights = weight_type.is_some();
+        Self { random_weights, weight_type: weight_type.unwrap_or_default().to_owned(), layers }
+    }
+
     /// The type of the weights to make up, if that is asked for.
     pub fn weight_type(&self) -> Result<Option<DType>> {
         if !self.random_weights {

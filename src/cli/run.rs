@@ -94,10 +94,11 @@ pub struct RunArgs {
 
 /// Opens what `--model` names.
 pub fn open_model(name: &str) -> Result<Model> {
-    let path = Path::new(name);
-    if name == "needle" && !path.exists() {
+    // Before any file of that name: the name always means the embedded model, and `./needle` the file.
+    if name == "needle" {
         return crate::embedded::needle();
     }
+    let path = Path::new(name);
     if !path.exists() {
         let hub =
             "; names of the Hugging Face hub are not built yet: download it first (`hf download NAME --local-dir DIR`)";

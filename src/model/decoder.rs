@@ -7,7 +7,7 @@ use super::dual_chunk::{self, DualBuffers, DualLayer};
 use super::kv_cache::{KvCache, LayerKv};
 use super::load::{Layer, Linear, Loader};
 use super::{DecoderConfig, Model};
-use crate::attention::{Computed, attend_or_dense};
+use crate::attention::{Computed, attend_or_dense, attend_sets};
 use crate::backend::Backend;
 use crate::ops::{self, AttentionShape, HeadBand, Rope};
 use crate::pattern::AttentionMode;
@@ -68,6 +68,11 @@ pub trait Watch<B: Backend> {
     /// queries: they turn anew for each part of the keys.
     fn attention(&mut self, _backend: &B, _layer: usize, _call: &AttentionCall<B>) -> Result<()> {
         Ok(())
+    }
+
+    /// Columns and offsets of each head to attend by, instead of what the mode says; none lets the mode decide.
+    fn sets(&mut self, _layer: usize) -> Option<[&[Vec<u32>]; 2]> {
+        None
     }
 
     /// How much a layer's attention computed, counted on the device.
@@ -262,6 +267,10 @@ impl<B: Backend> Decoder<B> {
                     let layer =
                         DualLayer { dual, shape, rope, turns: ws.turns.view(), qkv: call.q, k: call.k, v: call.v };
                     match mode {
+                        Some(_) if watch.sets(i).is_some() => {
+                            let what = "given sets of columns and offsets: not built for dual chunk attention";
+                            return Err(Error::Unsupported(what.into()));
+                        }
                         Some(mode) => {
                             let patterns = mode.patterns(i, h);
                             for computed in layer.attend(b, &patterns, chunk.dense_above, buffers, out)? {
@@ -272,8 +281,14 @@ impl<B: Backend> Decoder<B> {
                     }
                 }
                 (Some(mode), None) => {
-                    let (patterns, qkv) = (mode.patterns(i, h), [call.q, call.k, call.v]);
-                    let computed = attend_or_dense(b, &patterns, &shape, qkv, out, None, chunk.dense_above)?;
+                    let qkv = [call.q, call.k, call.v];
+                    let computed = match watch.sets(i) {
+                        Some(sets) => attend_sets(b, sets, &shape, qkv, out, chunk.dense_above)?,
+                        None => {
+                            let patterns = mode.patterns(i, h);
+                            attend_or_dense(b, &patterns, &shape, qkv, out, None, chunk.dense_above)?
+                        }
+                    };
                     watch.computed(b, i, computed)?;
                 }
                 (None, None) => ops::decode_attention(b, &shape, call.q, call.k, call.v, out)?,

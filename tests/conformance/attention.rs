@@ -242,9 +242,9 @@ for_each_backend!(clip_index, |b| {
         let mut index = build(b, &mixed_sets(lengths, &mut rng), lengths, 2048);
         let host = index.to_host(b).unwrap();
         let whole = poisoned_rows(b, &mut index);
-        let mut cuts = vec![0, rng.below(kv_len), rng.below(kv_len), kv_len, kv_len];
+        let mut cuts = [0, rng.below(kv_len), rng.below(kv_len), kv_len, kv_len];
         cuts.sort_unstable();
-        for keys in cuts.windows(2).map(|w| w[0]..w[1]).chain([0..kv_len]) {
+        for keys in cuts.windows(2).map(|w| w[0]..w[1]).chain(std::iter::once(0..kv_len)) {
             ops::clip_index(b, whole.each_ref().map(Tensor::view), keys.clone(), &mut index).unwrap();
             let clipped = index.to_host(b).unwrap();
             let what = format!("{lengths:?} {keys:?}");
@@ -281,7 +281,7 @@ for_each_backend!(merge_attention, |b| {
         let masks: Vec<_> = sets.iter().map(|s| s.mask(q_len, kv_len, q_start)).collect();
         let mut index = build(b, &sets, lengths, 2048);
         let whole = poisoned_rows(b, &mut index);
-        let mut cuts = vec![0, rng.below(kv_len), rng.below(kv_len), kv_len];
+        let mut cuts = [0, rng.below(kv_len), rng.below(kv_len), kv_len];
         cuts.sort_unstable();
         let (act, rows) = (b.activation(), [q_len, heads * d]);
         let mut outs: [Tensor<B>; 2] = std::array::from_fn(|_| poison(b, act, rows));
