@@ -198,7 +198,9 @@ fn parameter_structs_are_the_rust_ones() {
         PoolBlocksParams,
         ScoreBlocksParams,
         BuildIndexParams,
-        AttentionParams
+        AttentionParams,
+        MergeAttentionParams,
+        ClipIndexParams
     );
     let structs: usize = kernels::SOURCES.iter().map(|s| s.linked().matches("Params {").count()).sum();
     assert_eq!(found, structs, "a parameter struct that this test does not know");
