@@ -6,7 +6,7 @@ mod common;
 use common::for_each_backend;
 use minference::backend::Backend;
 use minference::backend::cpu::Cpu;
-use minference::engine::{Engine, EngineOptions, Progress, StopReason};
+use minference::engine::{Engine, EngineOptions, Progress, StopReason, row_losses};
 use minference::model::{Chunk, Decoder, DecoderConfig, KvCache, KvPlace, Model, Workspace};
 use minference::pattern::{AttentionMode, HeadPattern};
 use minference::sample::{Sampler, SamplerOptions, argmax, top};
@@ -82,6 +82,31 @@ fn logits_and_greedy_ids_are_those_of_transformers() {
         let mean = losses.iter().map(|l| f64::from(*l)).sum::<f64>() / losses.len() as f64;
         assert_eq!(losses.len(), prompt.len() - 1);
         assert!((mean - case["loss_mean"].as_f64().unwrap()).abs() < 1e-4, "{name}: {mean}");
+
+        // Some rows of it: the same logits, in parts of at most 256 rows, and nothing left behind.
+        let (last, vocab) = (prompt.len() - 1, engine.config().vocab);
+        let mut parts = Vec::new();
+        let rows = [0..2.min(last), last / 2..last, last..last + 1];
+        let mut worst = 0.0f32;
+        let scored = engine.row_logits(&prompt, &DENSE, &rows, &mut |_| (), &mut |part, logits| {
+            let targets: Vec<u32> = part.clone().filter_map(|row| prompt.get(row + 1).copied()).collect();
+            if targets.len() == part.len() {
+                let again = row_losses(logits, &targets);
+                worst = worst.max(largest_difference(&again, &losses[part.clone()]));
+            } else {
+                worst = worst.max(largest_difference(&logits[logits.len() - vocab..], &prefill.logits));
+            }
+            assert_eq!(logits.len(), part.len() * vocab);
+            parts.push(part);
+            Ok(())
+        });
+        assert_eq!((scored.unwrap().density, engine.ids().len()), (1.0, 0));
+        assert!(worst < 1e-3, "{name}: {worst}");
+        let shown: usize = parts.iter().map(|part| part.len()).sum();
+        assert_eq!(shown, rows.iter().map(|rows| rows.len()).sum::<usize>());
+        assert!(parts.iter().all(|part| part.len() <= 256));
+        let past = [0..2, last..last + 2];
+        assert!(engine.row_logits(&prompt, &DENSE, &past, &mut |_| (), &mut |_, _| Ok(())).is_err());
     }
 }
 

@@ -9,6 +9,7 @@ pub mod console;
 pub mod device;
 mod devices;
 mod doctor;
+mod eval;
 pub mod mode;
 mod patterns;
 mod random;
@@ -55,6 +56,9 @@ enum Command {
     /// One attention layer on q, k and v from a file.
     #[command(after_help = attend::EXAMPLES)]
     Attend(Box<attend::AttendArgs>),
+    /// The paper's evaluations: needle, RULER, InfiniteBench, perplexity, latency; dense beside each mode.
+    #[command(after_help = eval::EXAMPLES)]
+    Eval(Box<eval::EvalArgs>),
     /// Times attention and whole pre-fills.
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<bench::BenchArgs>),
@@ -67,7 +71,6 @@ enum Command {
 /// a spelling mistake.
 const NOT_BUILT: &[&str] = &[
     "search",
-    "eval",
     "plot",
     "--kv-type",
     "--kv-out",
@@ -101,6 +104,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Doctor => doctor::doctor(&console),
         Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
+        Command::Eval(args) => eval::eval(&args, &console),
         Command::Bench(args) => bench::bench(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }
