@@ -89,6 +89,7 @@ pub mod pattern;
 #[cfg(feature = "cli")]
 pub mod plot;
 pub mod sample;
+pub mod search;
 pub mod tensor;
 mod tensor_file;
 pub mod text;

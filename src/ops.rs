@@ -528,6 +528,22 @@ impl BlockBand {
     }
 }
 
+impl BlockBand {
+    fn weigh_params(&self, op: &'static str, scores: Shape, scale: f32) -> Result<WeighBlocksParams> {
+        let p = self.params(op, scores, 1, 0)?;
+        Ok(WeighBlocksParams {
+            n_heads: p.n_heads,
+            row_blocks: p.row_blocks,
+            key_blocks: p.key_blocks,
+            band_start: p.band_start,
+            band_len: p.band_len,
+            q_start: p.q_start,
+            q_len: p.q_len,
+            scale,
+        })
+    }
+}
+
 /// Scores of a band (paper, Algorithm 3, without the monotone softmax): pooled_q f32 `[H, R, D]`, pooled_k f32
 /// `[KV, C, D]`, scores f32 `[H, band, C]`, -inf where the key block begins after the row block's last query.
 pub fn score_blocks<B: Backend>(
@@ -568,6 +584,115 @@ pub fn select_blocks<B: Backend>(
     check_shape(OP, "plan", [h, 4], plan.shape())?;
     check_shape(OP, "block_mask", [h, band.row_blocks(), c.div_ceil(32)], block_mask.shape())?;
     b.select_blocks(&p, plan.slice(), scores.slice(), block_mask.slice())
+}
+
+/// How many of each row's largest scores hold its budget's part of the row's sum: budget u32 `[rows, 4]`, scores f32
+/// `[rows, len]` of which `unit` times the sum is 1, counts u32 `[rows]`. The first `forced` count before all others.
+pub fn count_by_mass<B: Backend>(
+    b: &B,
+    budget: View<B>,
+    scores: View<B>,
+    forced: usize,
+    unit: f32,
+    counts: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "count_by_mass";
+    let [rows, len] = dims(OP, "scores", scores.shape())?;
+    check_shape(OP, "budget", [rows, 4], budget.shape())?;
+    check_shape(OP, "counts", [rows], counts.shape())?;
+    check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
+    let p = CountByMassParams { rows: rows as u32, len: len as u32, forced: forced.min(len) as u32, unit };
+    b.count_by_mass(&p, budget.slice(), scores.slice(), counts.slice())
+}
+
+/// Gathers offset scores f32 `[rows, len]` by 64, in place, in the rows whose budget u32 `[rows, 4]` has mass.
+pub fn group_offsets<B: Backend>(b: &B, budget: View<B>, scores: ViewMut<B>) -> Result<()> {
+    const OP: &str = "group_offsets";
+    let [rows, len] = dims(OP, "scores", scores.shape())?;
+    check_shape(OP, "budget", [rows, 4], budget.shape())?;
+    check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
+    b.group_offsets(&GroupOffsetsParams { rows: rows as u32, len: len as u32 }, budget.slice(), scores.slice())
+}
+
+/// What [`settle_heads`] decides by and writes.
+pub struct Undecided<'a, B: Backend> {
+    /// u32 `[H, 4]`: one [`HeadBudget`] a head.
+    pub budget: View<'a, B>,
+    /// f32 `[H, kv_len]`, of which `unit` times the sum is 1.
+    pub column_score: View<'a, B>,
+    /// f32 `[H, 1, C]`.
+    pub block_score: View<'a, B>,
+    /// See `column_score`.
+    pub unit: f32,
+    /// Softmax scale of the block scores.
+    pub scale: f32,
+    /// u32 `[H, 4]`.
+    pub plan: ViewMut<'a, B>,
+    /// u32 `[H]`.
+    pub column_count: ViewMut<'a, B>,
+    /// u32 `[H]`.
+    pub offset_count: ViewMut<'a, B>,
+}
+
+/// Makes every flex head of a plan vertical-slash, block-sparse or dense.
+pub fn settle_heads<B: Backend>(b: &B, heads: Undecided<B>) -> Result<()> {
+    const OP: &str = "settle_heads";
+    let [h, kv_len] = dims(OP, "column_score", heads.column_score.shape())?;
+    let blocks = kv_len.div_ceil(BLOCK);
+    check_shape(OP, "block_score", [h, 1, blocks], heads.block_score.shape())?;
+    check_shape(OP, "budget", [h, 4], heads.budget.shape())?;
+    check_shape(OP, "plan", [h, 4], heads.plan.shape())?;
+    check_shape(OP, "column_count", [h], heads.column_count.shape())?;
+    check_shape(OP, "offset_count", [h], heads.offset_count.shape())?;
+    let p = SettleHeadsParams {
+        n_heads: h as u32,
+        kv_len: kv_len as u32,
+        key_blocks: blocks as u32,
+        scale: heads.scale,
+        unit: heads.unit,
+    };
+    let (columns, blocks) = (heads.column_score.slice(), heads.block_score.slice());
+    let (plan, vertical, slash) = (heads.plan.slice(), heads.column_count.slice(), heads.offset_count.slice());
+    b.settle_heads(&p, heads.budget.slice(), columns, blocks, plan, vertical, slash)
+}
+
+/// Bins of a head in [`weigh_blocks`].
+pub const WEIGHT_BINS: usize = 2048;
+
+/// Adds up a band's block weights by their size: scores f32 `[H, band, C]` as of [`score_blocks`], mass u32 `[H, 2048]`.
+pub fn weigh_blocks<B: Backend>(
+    b: &B,
+    band: BlockBand,
+    scale: f32,
+    plan: View<B>,
+    scores: View<B>,
+    mass: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "weigh_blocks";
+    let p = band.weigh_params(OP, scores.shape(), scale)?;
+    check_shape(OP, "plan", [p.n_heads as usize, 4], plan.shape())?;
+    check_shape(OP, "mass", [p.n_heads as usize, WEIGHT_BINS], mass.shape())?;
+    b.weigh_blocks(&p, plan.slice(), scores.slice(), mass.slice())
+}
+
+/// The blocks that the rules of block-sparse heads keep, but for `TOP_K` heads: as bits into block_mask u32 `[H, R,
+/// ceil(C / 32)]`; mass as of [`weigh_blocks`], all bands.
+pub fn select_weighed_blocks<B: Backend>(
+    b: &B,
+    band: BlockBand,
+    scale: f32,
+    plan: View<B>,
+    scores: View<B>,
+    mass: View<B>,
+    block_mask: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "select_weighed_blocks";
+    let p = band.weigh_params(OP, scores.shape(), scale)?;
+    let h = p.n_heads as usize;
+    check_shape(OP, "plan", [h, 4], plan.shape())?;
+    check_shape(OP, "mass", [h, WEIGHT_BINS], mass.shape())?;
+    check_shape(OP, "block_mask", [h, band.row_blocks(), p.key_blocks.div_ceil(32) as usize], block_mask.shape())?;
+    b.select_weighed_blocks(&p, plan.slice(), scores.slice(), mass.slice(), block_mask.slice())
 }
 
 /// What [`build_index`] reads besides the index's own columns. A part that no head uses may be a `[.., 1]` placeholder.

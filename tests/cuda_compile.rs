@@ -58,6 +58,11 @@ fn cases(arch: &str, limit: usize) -> Vec<Case> {
         case(kernels::SCORE_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::SELECT_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::BUILD_INDEX.with(&[("BF16", bf16)])),
+        case(kernels::COUNT_BY_MASS.with(&[("BF16", bf16)])),
+        case(kernels::GROUP_OFFSETS.with(&[("BF16", bf16)])),
+        case(kernels::SETTLE_HEADS.with(&[("BF16", bf16)])),
+        case(kernels::WEIGH_BLOCKS.with(&[("BF16", bf16)])),
+        case(kernels::SELECT_WEIGHED_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::GATHER_COLUMNS.with(&[("BF16", bf16)])),
         case(kernels::ORDER_WORK.with(&[("BF16", bf16)])),
         case(kernels::MERGE_ATTENTION.with(&[("BF16", bf16)])),
@@ -200,7 +205,11 @@ fn parameter_structs_are_the_rust_ones() {
         BuildIndexParams,
         AttentionParams,
         MergeAttentionParams,
-        ClipIndexParams
+        ClipIndexParams,
+        CountByMassParams,
+        GroupOffsetsParams,
+        SettleHeadsParams,
+        WeighBlocksParams
     );
     let structs: usize = kernels::SOURCES.iter().map(|s| s.linked().matches("Params {").count()).sum();
     assert_eq!(found, structs, "a parameter struct that this test does not know");

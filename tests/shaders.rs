@@ -38,6 +38,10 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "score_last_queries_rows" | "score_last_queries_sums" => (LastQueriesBand::FIELDS, &[]),
         "score_last_queries_merge" => (LastQueriesMerge::FIELDS, &[]),
         "select_top_k" => (SelectTopKParams::FIELDS, &[]),
+        "count_by_mass" => (CountByMassParams::FIELDS, &[]),
+        "group_offsets" => (GroupOffsetsParams::FIELDS, &[]),
+        "settle_heads" => (SettleHeadsParams::FIELDS, &[]),
+        "weigh_blocks" | "select_weighed_blocks" => (WeighBlocksParams::FIELDS, &[]),
         other => panic!("tests/shaders.rs: say which parameters {other} takes"),
     };
     [params, more].concat()

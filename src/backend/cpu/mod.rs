@@ -20,9 +20,12 @@ mod attention;
 mod build_index;
 mod cast;
 mod clip_index;
+mod count_by_mass;
 mod decode_attention;
 mod embed;
 mod gemm;
+mod group_offsets;
+mod mass;
 mod matmul;
 mod memory;
 mod merge_attention;
@@ -32,9 +35,11 @@ mod rope;
 mod score_blocks;
 mod score_last_queries;
 mod select_top_k;
+mod settle_heads;
 mod silu_mul;
 mod simd;
 mod tile;
+mod weigh_blocks;
 
 pub use memory::Buffer;
 
@@ -253,6 +258,60 @@ impl Backend for Cpu {
         block_mask: SliceMut<Self>,
     ) -> Result<()> {
         score_blocks::select_blocks(p, plan.read(), scores.read(), block_mask.write());
+        Ok(())
+    }
+
+    fn count_by_mass(
+        &self,
+        p: &CountByMassParams,
+        budget: Slice<Self>,
+        scores: Slice<Self>,
+        counts: SliceMut<Self>,
+    ) -> Result<()> {
+        count_by_mass::count_by_mass(p, budget.read(), scores.read(), counts.write());
+        Ok(())
+    }
+
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        group_offsets::group_offsets(p, budget.read(), scores.write());
+        Ok(())
+    }
+
+    fn settle_heads(
+        &self,
+        p: &SettleHeadsParams,
+        budget: Slice<Self>,
+        column_score: Slice<Self>,
+        block_score: Slice<Self>,
+        plan: SliceMut<Self>,
+        column_count: SliceMut<Self>,
+        offset_count: SliceMut<Self>,
+    ) -> Result<()> {
+        let counts = [column_count.write(), offset_count.write()];
+        settle_heads::settle_heads(p, budget.read(), column_score.read(), block_score.read(), plan.write(), counts);
+        Ok(())
+    }
+
+    fn weigh_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: SliceMut<Self>,
+    ) -> Result<()> {
+        weigh_blocks::weigh_blocks(p, plan.read(), scores.read(), mass.write());
+        Ok(())
+    }
+
+    fn select_weighed_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()> {
+        weigh_blocks::select_weighed_blocks(p, plan.read(), scores.read(), mass.read(), block_mask.write());
         Ok(())
     }
 

@@ -27,6 +27,7 @@ mod elements;
 mod embed;
 pub mod launch;
 pub mod link;
+mod mass;
 mod matmul;
 mod merge_attention;
 mod queue;
@@ -179,6 +180,7 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     clip_index::specialisations(traits, &mut list);
     decode_attention::specialisations(traits, &mut list);
     embed::specialisations(traits, &mut list);
+    mass::specialisations(traits, &mut list);
     matmul::specialisations(traits, &mut list);
     merge_attention::specialisations(traits, &mut list);
     rms_norm::specialisations(traits, &mut list);
@@ -406,6 +408,54 @@ impl Backend for Wgpu {
         block_mask: SliceMut<Self>,
     ) -> Result<()> {
         blocks::select_blocks(self, p, [plan, scores], block_mask)
+    }
+
+    fn count_by_mass(
+        &self,
+        p: &CountByMassParams,
+        budget: Slice<Self>,
+        scores: Slice<Self>,
+        counts: SliceMut<Self>,
+    ) -> Result<()> {
+        mass::count_by_mass(self, p, [budget, scores], counts)
+    }
+
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        mass::group_offsets(self, p, budget, scores)
+    }
+
+    fn settle_heads(
+        &self,
+        p: &SettleHeadsParams,
+        budget: Slice<Self>,
+        column_score: Slice<Self>,
+        block_score: Slice<Self>,
+        plan: SliceMut<Self>,
+        column_count: SliceMut<Self>,
+        offset_count: SliceMut<Self>,
+    ) -> Result<()> {
+        mass::settle_heads(self, p, [budget, column_score, block_score], [plan, column_count, offset_count])
+    }
+
+    fn weigh_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: SliceMut<Self>,
+    ) -> Result<()> {
+        mass::weigh_blocks(self, p, [plan, scores], mass)
+    }
+
+    fn select_weighed_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()> {
+        mass::select_weighed_blocks(self, p, [plan, scores, mass], block_mask)
     }
 
     fn build_index(&self, p: &BuildIndexParams, choice: IndexChoice<Self>, out: IndexSlicesMut<Self>) -> Result<()> {
