@@ -8,7 +8,7 @@ use minference::tensor::Tensor;
 use minference::weights::random_blocks;
 use minference::{DType, weights};
 
-/// Packed rows say what they were to half a step of their block's scale, and unpack to what packing left in the cache.
+// Packed rows say what they were to half a step of their block's scale, and unpack to what packing left in the cache.
 for_each_backend!(pack_kv, |b| {
     for (kv, capacity, d, position, n) in [(2, 192, 64, 0, 192), (1, 64, 96, 3, 1), (3, 128, 128, 61, 67)] {
         let len = kv * capacity * d;
