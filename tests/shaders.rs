@@ -20,6 +20,7 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "add" => (AddParams::FIELDS, &[]),
         "append_kv" => (AppendKvParams::FIELDS, &[]),
         "cast" => (CastParams::FIELDS, &[]),
+        "expand" => (ExpandParams::FIELDS, &[]),
         "embed" => (EmbedParams::FIELDS, &["first_id"]),
         "matmul" | "matmul_coop" | "matvec" => (MatmulParams::FIELDS, &[]),
         "pack_kv" | "unpack_kv" => (PackKvParams::FIELDS, &[]),

@@ -335,6 +335,40 @@ fn matmul_of_packed_weights_in_every_tile_shape() {
 }
 
 #[test]
+fn products_of_many_rows_unpack_weights_first() {
+    for b in devices() {
+        let (m, n, k) = (1030, 37, 256);
+        let x = values(m * k, 11);
+        let x_device = Tensor::activation(&b, [m, k], &x).unwrap();
+        let bias: Vec<f32> = values(n, 13);
+        let bias_device = Tensor::from_slice(&b, DType::F32, [n], &bias).unwrap();
+        for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4K, DType::Q6K] {
+            let bytes = random_blocks(dtype, n * k, 12, 0.25).unwrap();
+            let w = dequantize(dtype, &bytes, n * k).unwrap();
+            let w_device = Tensor::from_bytes(&b, dtype, [n, k], &bytes).unwrap();
+            let mut out = Tensor::from_slice(&b, DType::F32, [m, n + 3], &vec![0.25f32; m * (n + 3)]).unwrap();
+            let into = ops::MatmulInto { column: 2, accumulate: true };
+            ops::matmul(&b, x_device.view(), w_device.view(), Some(bias_device.view()), out.view_mut(), into).unwrap();
+            let got = out.to_f32(&b).unwrap();
+            let (mut error, mut norm) = (0.0, 0.0);
+            for (i, got) in got.iter().enumerate() {
+                let (r, c) = (i / (n + 3), i % (n + 3));
+                if !(2..n + 2).contains(&c) {
+                    assert_eq!(*got, 0.25);
+                    continue;
+                }
+                let products = x[r * k..][..k].iter().zip(&w[(c - 2) * k..][..k]);
+                let sum: f64 = products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                let want = 0.25 + f64::from(bias[c - 2]) + sum;
+                (error, norm) = (error + (f64::from(*got) - want).powi(2), norm + want * want);
+            }
+            let relative = (error / norm).sqrt();
+            assert!(relative < 5e-4, "{dtype} on {:?}: {relative:.1e}", b.info());
+        }
+    }
+}
+
+#[test]
 fn writes_are_ordered_and_reads_may_begin_anywhere() {
     for b in devices() {
         let mut out = Tensor::from_slice(&b, DType::F32, [5], &[0f32; 5]).unwrap();

@@ -5,6 +5,12 @@ use crate::backend::params::params;
 use bytemuck::{Pod, Zeroable};
 
 params! {
+    /// Packed weights to activations.
+    ExpandParams {
+        /// Elements over four.
+        quads: u32,
+    }
+
     /// `attention` for some heads and rows.
     AttentionBand {
         /// Heads of this dispatch.

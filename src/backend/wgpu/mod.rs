@@ -206,6 +206,8 @@ pub struct Wgpu {
     recorder: Mutex<queue::Recorder>,
     /// The tile that `matmul` was told to use.
     matmul_tile: Mutex<Option<&'static str>>,
+    /// Where `matmul` unpacks weights for products of many rows.
+    expanded: Mutex<Option<Buffer>>,
     /// Bound where an operation has no operand for a binding.
     placeholder: Buffer,
     /// What [`Wgpu::use_attention_kernel`] set.
@@ -237,6 +239,7 @@ impl Wgpu {
             matmul_tile: Mutex::new(matmul::tile_from_env(&context.traits)?),
             context: Arc::new(context),
             recorder: Mutex::default(),
+            expanded: Mutex::default(),
             placeholder,
             attention: Mutex::default(),
         })
