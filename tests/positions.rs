@@ -396,11 +396,12 @@ fn windows_over_chunks<B: Backend>(backend: impl Fn() -> B) {
     }
 }
 
-/// Up to `chunk_size` tokens all distances are true: the same as without dual chunks, sparse or not.
+/// Up to `chunk_size` tokens all distances are true: the same as without dual chunks, sparse or not. Pieces of the prompt
+/// end where chunks do, so that both choose for the same queries.
 fn within_the_native_length<B: Backend>(backend: impl Fn() -> B) {
     let tiny = Tiny::new();
-    let dual = (400, 100, 400);
-    for (n, pattern) in [(300, "dense"), (400, "dense"), (400, "vertical_slash:30:110"), (400, "block_sparse:3")] {
+    let dual = (384, 64, 384);
+    for (n, pattern) in [(320, "dense"), (384, "dense"), (384, "vertical_slash:30:110"), (384, "block_sparse:3")] {
         let ids = prompt(n);
         let options = || EngineOptions { chunk: 64, ..Default::default() };
         let mut plain = tiny.engine(backend(), None, options());
@@ -408,10 +409,11 @@ fn within_the_native_length<B: Backend>(backend: impl Fn() -> B) {
         let mut engine = tiny.engine(backend(), Some(dual), options());
         let got = engine.prefill(&ids, &mode(pattern), &mut |_| ()).unwrap();
         let logits: Vec<f64> = want.logits.iter().map(|x| f64::from(*x)).collect();
-        // Pieces of 64 end at 320, not at 300: those of the last chunk may choose otherwise, which few pairs show.
-        let tolerance = if pattern == "dense" { tolerance(engine.backend()) } else { 0.2 };
+        // Keys that are turned twice are rounded twice: in 16 bits some choice may fall otherwise.
+        let exact = pattern == "dense" || engine.backend().activation() == minference::DType::F32;
+        let tolerance = if exact { tolerance(engine.backend()) } else { 0.1 };
         assert_near(&format!("{n} tokens {pattern}"), tolerance, &got.logits, &logits);
-        if n == 300 {
+        if n == 320 {
             assert_eq!(got.logits, want.logits, "one chunk is plain attention");
         }
     }
