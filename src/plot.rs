@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(bytes.len(), 8 + 25 + 12 + (2 + 5 + 8 * 97 + 4) + 12);
         save_head(&path("a.svg"), &attention, &computed).unwrap();
         let svg = std::fs::read_to_string(path("a.svg")).unwrap();
-        assert_eq!(svg.matches("<rect").count(), 4, "two cells below and one above, runs joined: {svg}");
+        assert_eq!(svg.matches("<rect").count(), 5, "runs of one colour are joined: {svg}");
         assert!(save_head(&path("a.gif"), &attention, &computed).is_err());
     }
 
