@@ -512,13 +512,7 @@ impl<B: Backend> Engine<B> {
         if tokens > max {
             return Err(Error::invalid(format!("{tokens} tokens: {name} is made for at most {max}")));
         }
-        match self.config().dual_chunk {
-            Some(dual) if tokens > dual.original => Err(Error::Unsupported(format!(
-                "{tokens} tokens: beyond {} {name} needs dual chunk attention, which is not built",
-                dual.original
-            ))),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Tokens of a cache that is to hold `tokens`.

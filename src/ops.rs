@@ -3,7 +3,7 @@
 //! Letters in shapes: `n` tokens, `H` query heads, `KV` key and value heads, `D` head_dim, `R` row blocks, `C` key blocks.
 
 use crate::backend::params::*;
-use crate::backend::{Backend, IndexChoice, IndexSlicesMut};
+use crate::backend::{Backend, IndexChoice, IndexSlices, IndexSlicesMut};
 use crate::index::SparseIndex;
 use crate::tensor::{Shape, View, ViewMut};
 use crate::{DType, Error, Result};
@@ -789,9 +789,100 @@ pub fn decode_attention<B: Backend>(
     v: View<B>,
     out: ViewMut<B>,
 ) -> Result<()> {
+    decode_attention_with_lse(b, shape, q, k, v, out, None)
+}
+
+/// [`decode_attention`], and on request the natural log-sum-exp of each row, f32 `[H, q_len]`.
+pub fn decode_attention_with_lse<B: Backend>(
+    b: &B,
+    shape: &AttentionShape,
+    q: View<B>,
+    k: View<B>,
+    v: View<B>,
+    out: ViewMut<B>,
+    lse: Option<ViewMut<B>>,
+) -> Result<()> {
     const OP: &str = "decode_attention";
     shape.validate(OP, &q, &k, &v, Some(&out))?;
     check_dtype(OP, "q", &[b.activation()], q.dtype())?;
     check_dtype(OP, "out", &[DType::F32, b.activation()], out.dtype())?;
-    b.decode_attention(&shape.params(0, 0, false), q.slice(), k.slice(), v.slice(), out.slice())
+    if let Some(lse) = &lse {
+        check_shape(OP, "lse", [shape.n_heads, shape.q_len], lse.shape())?;
+        check_dtype(OP, "lse", &[DType::F32], lse.dtype())?;
+    }
+    let p = shape.params(0, 0, lse.is_some());
+    b.decode_attention(&p, q.slice(), k.slice(), v.slice(), out.slice(), lse.map(|v| v.slice()))
+}
+
+/// Joins attention of a band of heads over some keys, out act `[n, row]` with lse f32 `[heads, n]`, with attention of the
+/// same queries over other keys, part act `[n, row]` with part_lse f32 `[heads, n]`: the band of out becomes attention over
+/// both, with merged_lse f32 `[heads, n]`. A row that saw no key (zeros and -inf) is taken from the other part.
+pub fn merge_attention<B: Backend>(
+    b: &B,
+    band: HeadBand,
+    part: View<B>,
+    part_lse: View<B>,
+    out: ViewMut<B>,
+    lse: View<B>,
+    merged_lse: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "merge_attention";
+    let ([n, row], HeadBand { column, heads, head_dim: d }) = (dims(OP, "out", out.shape())?, band);
+    let vectors = heads > 0 && [column, d, row].iter().all(|x| x.is_multiple_of(8)) && column + heads * d <= row;
+    check(OP, "band", vectors, format!("multiples of 8 within rows of {row}"), format!("{band:?}"))?;
+    check_shape(OP, "part", out.shape(), part.shape())?;
+    check_shape(OP, "lse", [heads, n], lse.shape())?;
+    check_shape(OP, "part_lse", [heads, n], part_lse.shape())?;
+    check_shape(OP, "merged_lse", [heads, n], merged_lse.shape())?;
+    check_dtype(OP, "out", &[b.activation()], out.dtype())?;
+    check_dtype(OP, "part", &[b.activation()], part.dtype())?;
+    for (what, dtype) in [("lse", lse.dtype()), ("part_lse", part_lse.dtype()), ("merged_lse", merged_lse.dtype())] {
+        check_dtype(OP, what, &[DType::F32], dtype)?;
+    }
+    let p = MergeAttentionParams { rows: n as u32, n_heads: heads as u32, head_dim: d as u32, row_stride: row as u32 };
+    let (mut part, mut out, skip) = (part.slice(), out.slice(), b.activation().bytes(column));
+    part.byte_offset += skip;
+    part.byte_len -= skip;
+    out.byte_offset += skip;
+    out.byte_len -= skip;
+    b.merge_attention(&p, part, [lse.slice(), part_lse.slice()], out, merged_lse.slice())
+}
+
+/// Makes `index` the part of an index that lies within some keys: `whole` is that index's row_ranges, ranges and keep, and
+/// `index` has its layout, columns and windows; its own row_ranges, ranges and keep are written. Row blocks may come out
+/// empty.
+pub fn clip_index<B: Backend>(
+    b: &B,
+    whole: [View<B>; 3],
+    keys: std::ops::Range<usize>,
+    index: &mut SparseIndex<B>,
+) -> Result<()> {
+    const OP: &str = "clip_index";
+    let layout = index.layout;
+    let SparseIndex { row_ranges, ranges, columns, keep, window, .. } = index;
+    for (what, of_index, of_whole) in [
+        ("row_ranges", row_ranges.shape(), whole[0].shape()),
+        ("ranges", ranges.shape(), whole[1].shape()),
+        ("keep", keep.shape(), whole[2].shape()),
+    ] {
+        check_shape(OP, what, of_index, of_whole)?;
+    }
+    let inside = keys.start <= keys.end && keys.end <= layout.kv_len;
+    check(OP, "keys", inside, format!("within 0..{}", layout.kv_len), format!("{keys:?}"))?;
+    let p = ClipIndexParams {
+        n_heads: layout.n_heads as u32,
+        row_blocks: layout.row_blocks() as u32,
+        column_tiles: layout.column_tiles as u32,
+        key_start: keys.start as u32,
+        key_end: keys.end as u32,
+    };
+    let read = IndexSlices {
+        row_ranges: whole[0].slice(),
+        ranges: whole[1].slice(),
+        columns: columns.view().slice(),
+        keep: whole[2].slice(),
+        window: window.view().slice(),
+    };
+    let (row_ranges, ranges, keep) = (row_ranges.view_mut(), ranges.view_mut(), keep.view_mut());
+    b.clip_index(&p, read, row_ranges.slice(), ranges.slice(), keep.slice())
 }

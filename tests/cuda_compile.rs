@@ -65,6 +65,9 @@ fn cases(arch: &str, limit: usize) -> Vec<Case> {
         case(kernels::SELECT_WEIGHED_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::GATHER_COLUMNS.with(&[("BF16", bf16)])),
         case(kernels::ORDER_WORK.with(&[("BF16", bf16)])),
+        case(kernels::MERGE_ATTENTION.with(&[("BF16", bf16)])),
+        case(kernels::MERGE_ATTENTION.with(&[("BF16", &0)])),
+        case(kernels::CLIP_INDEX.with(&[("BF16", bf16)])),
     ];
     for out in ["float", "act"] {
         all.push(case(kernels::ADD.with(&[("BF16", bf16), ("X", &out)])));
@@ -200,11 +203,13 @@ fn parameter_structs_are_the_rust_ones() {
         PoolBlocksParams,
         ScoreBlocksParams,
         BuildIndexParams,
+        AttentionParams,
+        MergeAttentionParams,
+        ClipIndexParams,
         CountByMassParams,
         GroupOffsetsParams,
         SettleHeadsParams,
-        WeighBlocksParams,
-        AttentionParams
+        WeighBlocksParams
     );
     let structs: usize = kernels::SOURCES.iter().map(|s| s.linked().matches("Params {").count()).sum();
     assert_eq!(found, structs, "a parameter struct that this test does not know");

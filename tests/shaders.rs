@@ -26,6 +26,8 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "rope" => (RopeParams::FIELDS, &[]),
         "silu_mul" => (SiluMulParams::FIELDS, &[]),
         "attention" | "attention_coop" | "attention_coop_registers" => (AttentionBand::FIELDS, &[]),
+        "clip_index_keep" | "clip_index_rows" => (ClipIndexParams::FIELDS, &[]),
+        "merge_attention" => (MergeBand::FIELDS, &[]),
         "decode_attention" => (DecodeBand::FIELDS, &[]),
         "decode_attention_merge" => (DecodeMerge::FIELDS, &[]),
         "build_index_dense" | "build_index_keep" | "build_index_place" | "build_index_rows" => {

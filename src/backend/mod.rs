@@ -360,7 +360,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
         lse: Option<SliceMut<Self>>,
     ) -> Result<()>;
 
-    /// Few queries (`q_len` of 1 as a rule) over all their causal keys, split along the keys. No index is read.
+    /// Few queries (`q_len` of 1 as a rule) over all their causal keys, split along the keys. No index is read. lse as in
+    /// [`Backend::attention`].
     fn decode_attention(
         &self,
         p: &AttentionParams,
@@ -368,5 +369,28 @@ pub trait Backend: Sized + Send + Sync + 'static {
         k: Slice<Self>,
         v: Slice<Self>,
         out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
+    ) -> Result<()>;
+
+    /// part, out act, lse of `out`, of `part` and of both f32 `[n_heads, rows]`. A row without keys (-inf) in one of them is
+    /// taken from the other.
+    fn merge_attention(
+        &self,
+        p: &MergeAttentionParams,
+        part: Slice<Self>,
+        lse: [Slice<Self>; 2],
+        out: SliceMut<Self>,
+        merged_lse: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// The ranges and columns of `index` within `[key_start, key_end)`, for the same columns and windows. Ranges keep their
+    /// places, so that `ranges` is as long as the index's; a row block may come out empty.
+    fn clip_index(
+        &self,
+        p: &ClipIndexParams,
+        index: IndexSlices<Self>,
+        row_ranges: SliceMut<Self>,
+        ranges: SliceMut<Self>,
+        keep: SliceMut<Self>,
     ) -> Result<()>;
 }

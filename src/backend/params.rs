@@ -133,6 +133,33 @@ params! {
         position: u32,
     }
 
+    /// Joins attention over some keys with attention over others: the mean of `out` and `part` `[rows, n_heads, head_dim]`
+    /// under a row stride, weighted by the `exp` of their log-sum-exps.
+    MergeAttentionParams {
+        /// Queries.
+        rows: u32,
+        /// Query heads.
+        n_heads: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Distance between queries of both.
+        row_stride: u32,
+    }
+
+    /// The part of an index that lies within some keys.
+    ClipIndexParams {
+        /// Query heads.
+        n_heads: u32,
+        /// Blocks of 64 queries.
+        row_blocks: u32,
+        /// Tiles of 64 columns per head.
+        column_tiles: u32,
+        /// First key.
+        key_start: u32,
+        /// Behind the last key.
+        key_end: u32,
+    }
+
     /// Column and offset scores of each head from the last queries (paper, Algorithm 2).
     ScoreLastQueriesParams {
         /// Query heads.

@@ -399,9 +399,42 @@ impl<B: Backend> Backend for Traced<B> {
         k: Slice<Self>,
         v: Slice<Self>,
         out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
     ) -> Result<()> {
         let sizes = [q.byte_len, k.byte_len, v.byte_len, out.byte_len];
         let (q, k, v) = (q.inner(), k.inner(), v.inner());
-        self.time("decode_attention", &sizes, |b| b.decode_attention(p, q, k, v, out.inner()))
+        self.time("decode_attention", &sizes, |b| b.decode_attention(p, q, k, v, out.inner(), lse.map(|s| s.inner())))
+    }
+
+    fn merge_attention(
+        &self,
+        p: &MergeAttentionParams,
+        part: Slice<Self>,
+        lse: [Slice<Self>; 2],
+        out: SliceMut<Self>,
+        merged_lse: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [part.byte_len, 2 * out.byte_len];
+        let (part, lse) = (part.inner(), lse.map(|s| s.inner()));
+        self.time("merge_attention", &sizes, |b| b.merge_attention(p, part, lse, out.inner(), merged_lse.inner()))
+    }
+
+    fn clip_index(
+        &self,
+        p: &ClipIndexParams,
+        index: IndexSlices<Self>,
+        row_ranges: SliceMut<Self>,
+        ranges: SliceMut<Self>,
+        keep: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [2 * ranges.byte_len, 2 * keep.byte_len];
+        let index = IndexSlices {
+            row_ranges: index.row_ranges.inner(),
+            ranges: index.ranges.inner(),
+            columns: index.columns.inner(),
+            keep: index.keep.inner(),
+            window: index.window.inner(),
+        };
+        self.time("clip_index", &sizes, |b| b.clip_index(p, index, row_ranges.inner(), ranges.inner(), keep.inner()))
     }
 }

@@ -19,6 +19,7 @@ mod append_kv;
 mod attention;
 mod build_index;
 mod cast;
+mod clip_index;
 mod count_by_mass;
 mod decode_attention;
 mod embed;
@@ -27,6 +28,7 @@ mod group_offsets;
 mod mass;
 mod matmul;
 mod memory;
+mod merge_attention;
 mod pool_blocks;
 mod rms_norm;
 mod rope;
@@ -365,8 +367,41 @@ impl Backend for Cpu {
         k: Slice<Self>,
         v: Slice<Self>,
         out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
     ) -> Result<()> {
-        decode_attention::decode_attention(p, q.read(), k.read(), v.read(), out.write());
+        let lse = lse.map(|l| l.write());
+        decode_attention::decode_attention(p, q.read(), k.read(), v.read(), out.write(), lse);
+        Ok(())
+    }
+
+    fn merge_attention(
+        &self,
+        p: &MergeAttentionParams,
+        part: Slice<Self>,
+        lse: [Slice<Self>; 2],
+        out: SliceMut<Self>,
+        merged_lse: SliceMut<Self>,
+    ) -> Result<()> {
+        merge_attention::merge_attention(p, part.read(), lse.map(|l| l.read()), out.write(), merged_lse.write());
+        Ok(())
+    }
+
+    fn clip_index(
+        &self,
+        p: &ClipIndexParams,
+        index: IndexSlices<Self>,
+        row_ranges: SliceMut<Self>,
+        ranges: SliceMut<Self>,
+        keep: SliceMut<Self>,
+    ) -> Result<()> {
+        let index = attention::Index {
+            row_ranges: index.row_ranges.read(),
+            ranges: index.ranges.read(),
+            columns: index.columns.read(),
+            keep: index.keep.read(),
+            window: index.window.read(),
+        };
+        clip_index::clip_index(p, index, row_ranges.write(), ranges.write(), keep.write());
         Ok(())
     }
 }

@@ -76,6 +76,8 @@ macro_rules! kernel_args {
 }
 kernel_args!(
     EmbedParams,
+    MergeAttentionParams,
+    ClipIndexParams,
     CountByMassParams,
     GroupOffsetsParams,
     SettleHeadsParams,

@@ -5,7 +5,7 @@ use super::elementwise::require_vectors;
 use super::{Cuda, address, address_mut, kernels};
 use crate::Result;
 use crate::backend::params::*;
-use crate::backend::{IndexChoice, IndexSlicesMut, Slice, SliceMut};
+use crate::backend::{IndexChoice, IndexSlices, IndexSlicesMut, Slice, SliceMut};
 
 /// Keys of one block of the score kernels: 16 tiles, so that the load of Q (one tile) is a few percent.
 const SPLIT_KEYS: u32 = 1024;
@@ -212,4 +212,22 @@ pub(super) fn build_index(
     let warps = Launch::new([p.row_blocks.div_ceil(4), p.n_heads, 1], 128);
     let args = [arg(p), arg(plan), arg(columns), arg(row_ranges), arg(ranges), arg(keep), arg(pairs)];
     b.launch(&kernel, "keep_columns", warps, &args)
+}
+
+pub(super) fn clip_index(
+    b: &Cuda,
+    p: &ClipIndexParams,
+    index: IndexSlices<Cuda>,
+    out: [SliceMut<Cuda>; 3],
+) -> Result<()> {
+    let kernel = kernels::CLIP_INDEX.with(&[("BF16", &b.bf16())]);
+    let [whole_rows, whole_ranges, columns, whole_keep] =
+        &[index.row_ranges, index.ranges, index.columns, index.keep].map(|s| address(&s));
+    let [row_ranges, ranges, keep] = &out.map(|s| address_mut(&s));
+    let warps = Launch::new([p.row_blocks.div_ceil(4), p.n_heads, 1], 128);
+    #[rustfmt::skip]
+    let args = [
+        arg(p), arg(whole_rows), arg(whole_ranges), arg(columns), arg(whole_keep), arg(row_ranges), arg(ranges), arg(keep),
+    ];
+    b.launch(&kernel, "clip_index", warps, &args)
 }

@@ -92,6 +92,10 @@ sources! {
     ATTENTION_SM90A = "attention_sm90a" ["shared/values", "shared/ranges", "shared/ptx_sm90a"];
     /// `Backend::decode_attention`.
     DECODE_ATTENTION = "decode_attention" ["shared/values"];
+    /// `Backend::merge_attention`.
+    MERGE_ATTENTION = "merge_attention" [];
+    /// `Backend::clip_index`.
+    CLIP_INDEX = "clip_index" [];
 }
 
 impl Source {

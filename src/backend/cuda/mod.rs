@@ -502,8 +502,31 @@ impl Backend for Cuda {
         k: Slice<Self>,
         v: Slice<Self>,
         out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
     ) -> Result<()> {
-        attention::decode_attention(self, p, [q, k, v], out)
+        attention::decode_attention(self, p, [q, k, v], out, lse)
+    }
+
+    fn merge_attention(
+        &self,
+        p: &MergeAttentionParams,
+        part: Slice<Self>,
+        lse: [Slice<Self>; 2],
+        out: SliceMut<Self>,
+        merged_lse: SliceMut<Self>,
+    ) -> Result<()> {
+        attention::merge_attention(self, p, part, lse, out, merged_lse)
+    }
+
+    fn clip_index(
+        &self,
+        p: &ClipIndexParams,
+        index: IndexSlices<Self>,
+        row_ranges: SliceMut<Self>,
+        ranges: SliceMut<Self>,
+        keep: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::clip_index(self, p, index, [row_ranges, ranges, keep])
     }
 }
 

@@ -21,8 +21,8 @@ macro_rules! sources {
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
     "add" "append_kv" "attention" "attention_coop" "attention_coop_registers" "build_index_dense" "build_index_keep"
-    "build_index_place" "build_index_rows" "cast" "count_by_mass" "decode_attention" "decode_attention_merge" "embed" "group_offsets"
-    "matmul" "matmul_coop" "matvec"
+    "build_index_place" "build_index_rows" "cast" "clip_index_keep" "clip_index_rows" "count_by_mass" "decode_attention" "decode_attention_merge" "embed" "group_offsets"
+    "matmul" "matmul_coop" "matvec" "merge_attention"
     "pool_blocks" "rms_norm" "rope" "score_blocks" "score_last_queries_merge" "score_last_queries_rows"
     "score_last_queries_sums" "select_blocks" "select_top_k" "select_weighed_blocks" "settle_heads" "silu_mul"
     "weigh_blocks");

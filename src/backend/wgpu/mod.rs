@@ -20,6 +20,7 @@ mod blocks;
 mod buffer;
 mod build_index;
 mod cast;
+mod clip_index;
 mod context;
 mod decode_attention;
 mod elements;
@@ -28,6 +29,7 @@ pub mod launch;
 pub mod link;
 mod mass;
 mod matmul;
+mod merge_attention;
 mod queue;
 mod rms_norm;
 mod rope;
@@ -175,10 +177,12 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     blocks::specialisations(traits, &mut list);
     build_index::specialisations(traits, &mut list);
     cast::specialisations(traits, &mut list);
+    clip_index::specialisations(traits, &mut list);
     decode_attention::specialisations(traits, &mut list);
     embed::specialisations(traits, &mut list);
     mass::specialisations(traits, &mut list);
     matmul::specialisations(traits, &mut list);
+    merge_attention::specialisations(traits, &mut list);
     rms_norm::specialisations(traits, &mut list);
     rope::specialisations(traits, &mut list);
     score_last_queries::specialisations(traits, &mut list);
@@ -478,7 +482,30 @@ impl Backend for Wgpu {
         k: Slice<Self>,
         v: Slice<Self>,
         out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
     ) -> Result<()> {
-        decode_attention::decode_attention(self, p, [q, k, v], out)
+        decode_attention::decode_attention(self, p, [q, k, v], out, lse)
+    }
+
+    fn merge_attention(
+        &self,
+        p: &MergeAttentionParams,
+        part: Slice<Self>,
+        lse: [Slice<Self>; 2],
+        out: SliceMut<Self>,
+        merged_lse: SliceMut<Self>,
+    ) -> Result<()> {
+        merge_attention::merge_attention(self, p, part, lse, out, merged_lse)
+    }
+
+    fn clip_index(
+        &self,
+        p: &ClipIndexParams,
+        index: IndexSlices<Self>,
+        row_ranges: SliceMut<Self>,
+        ranges: SliceMut<Self>,
+        keep: SliceMut<Self>,
+    ) -> Result<()> {
+        clip_index::clip_index(self, p, index, row_ranges, ranges, keep)
     }
 }
