@@ -3,7 +3,7 @@
 use crate::attention::{DIM, HEADS, KV_HEADS, Layer, bands};
 use crate::open;
 use crate::timing::{Rng, gbps, row, tflops, time};
-use minference::attention::attend;
+use minference::attention::attend_or_dense;
 use minference::backend::Backend;
 use minference::backend::cuda::Cuda;
 use minference::ops::{self, HeadBand, MatmulInto, Rope};
@@ -59,7 +59,7 @@ pub fn layer(lengths: &[usize]) -> Result<()> {
             let patterns = vec![pattern.parse::<HeadPattern>()?; HEADS];
             let mut once = || {
                 let (q, k, v) = (layer.q.view(), layer.k.view(), layer.v.view());
-                attend(&b, &patterns, &layer.shape, q, k, v, out.view_mut(), None)
+                attend_or_dense(&b, &patterns, &layer.shape, [q, k, v], out.view_mut(), None, b.dense_above())
             };
             let t = time(&b, || once().map(drop))?;
             let density = once()?.density(&b)?;

@@ -55,7 +55,7 @@ static bool run(const std::vector<Head>& heads, BuildIndexParams p) {
     p.column_tiles = tiles;
     p.offset_capacity = offsets;
     p.block_words = (p.kv_len + 2047) / 2048;
-    const u32 rows = p.n_heads * p.row_blocks, parts = (p.row_blocks + 127) / 128;
+    const u32 rows = p.n_heads * p.row_blocks, parts = (p.row_blocks + 31) / 32;
     std::vector<uint4> plan;
     Ints columns(heads.size() * tiles * 64 + 1, NONE), list(heads.size() * offsets, NONE), counts, mask((size_t)rows * p.block_words), totals(parts * p.n_heads), pairs(rows);
     std::vector<uint2> row_ranges(rows), ranges(p.range_budget + rows), window(p.n_heads);
@@ -67,10 +67,16 @@ static bool run(const std::vector<Head>& heads, BuildIndexParams p) {
         counts.push_back(heads[h].offsets.size());
         for (size_t r = 0; r < heads[h].blocks.size(); r++) for (u32 b : heads[h].blocks[r]) mask[(h * p.row_blocks + r) * p.block_words + b / 32] |= 1u << b % 32;
     }
-    emu::launch(parts, p.n_heads, 128, [&] { count_ranges(p, plan.data(), list.data(), counts.data(), mask.data(), row_ranges.data(), totals.data()); });
-    emu::launch(1, 1, 1024, [&] { scan_totals(totals.data(), totals.size()); });
-    emu::launch(parts, p.n_heads, 128, [&] { fill_ranges(p, plan.data(), list.data(), counts.data(), mask.data(), totals.data(), row_ranges.data(), ranges.data(), window.data()); });
-    emu::launch((p.row_blocks + 3) / 4, p.n_heads, 128, [&] { keep_columns(p, plan.data(), columns.data(), row_ranges.data(), ranges.data(), keep.data(), pairs.data()); });
+    const size_t slots = heads.size() * offsets;
+    std::vector<uint2> runs(slots, {77, 77}), links(2 * slots, {77, 77}), chain(slots, {77, 77});
+    const u32 cover_words = (p.kv_len + 64) / 32 + 1;
+    Ints depth(slots, 77), cover((size_t)p.n_heads * cover_words, 77);
+    const Slashes slashes{runs.data(), links.data(), depth.data(), chain.data(), cover.data(), cover_words};
+    emu::launch((offsets + 255) / 256, p.n_heads, 256, [&] { slash_runs(p, plan.data(), list.data(), counts.data(), slashes); });
+    emu::launch(p.n_heads, 1, 1024, [&] { link_runs(p, plan.data(), list.data(), counts.data(), slashes); });
+    emu::launch(parts, p.n_heads, 1024, [&] { count_ranges(p, plan.data(), list.data(), counts.data(), mask.data(), slashes, row_ranges.data(), totals.data()); });
+    emu::launch((rows + 1023) / 1024, 1, 1024, [&] { place_rows(p, totals.data(), row_ranges.data()); });
+    emu::launch((p.row_blocks + 7) / 8, p.n_heads, 256, [&] { fill_rows(p, plan.data(), columns.data(), list.data(), counts.data(), mask.data(), slashes, row_ranges.data(), ranges.data(), keep.data(), window.data(), pairs.data()); });
     bool ok = true;
     std::set<u32> used;
     for (u32 h = 0; h < p.n_heads; h++)
@@ -78,10 +84,15 @@ static bool run(const std::vector<Head>& heads, BuildIndexParams p) {
             const u32 row = h * p.row_blocks + r;
             Row want = plain(heads[h], p, r);
             const uint2 own = row_ranges[row];
-            if (own.x >= p.range_budget) {               // over the budget: dense
-                Head dense = {DENSE};
-                want = plain(dense, p, r);
-                if (heads[h].kind == A_SHAPE) want.pairs = pairs[row];
+            const Row all = plain(Head{DENSE}, p, r);
+            const bool sparse = heads[h].kind == VERTICAL_SLASH || heads[h].kind == BLOCK_SPARSE;
+            const bool full = p.dense_above < 256 && sparse && want.pairs > all.pairs / 256 * p.dense_above;
+            if (full) ok &= own.x == p.range_budget + row;
+            if (own.x >= p.range_budget) {               // over the budget, or denser than pays: dense
+                ok &= full || p.range_budget < 4000;
+                const u32 windowed = want.pairs;
+                want = all;
+                if (heads[h].kind == A_SHAPE) want.pairs = windowed;
             } else {
                 for (u32 i = 0; i < own.y; i++) ok &= used.insert(own.x + i).second && own.x + i < p.range_budget;
             }
@@ -121,6 +132,7 @@ int main(int argc, char** argv) {
             } else if (h.kind == A_SHAPE) { h.a = dice() % 3 ? dice() % 200 : 0; h.b = 1 + dice() % 300; }
             heads.push_back(h);
         }
+        p.dense_above = round % 4 == 3 ? dice() % 256 : 256;
         p.range_budget = round % 5 == 4 ? dice() % 40 : 4000;
         if (!run(heads, p)) verdict("random plan " + std::to_string(round), false);
     }
@@ -134,6 +146,7 @@ int main(int argc, char** argv) {
             BuildIndexParams p{};
             p.q_len = p.kv_len = st.parameter(name, "n");
             p.range_budget = 100000;
+            p.dense_above = 256;
             Head h{VERTICAL_SLASH};
             h.columns.assign(v.begin(), v.end());
             h.offsets.assign(s.rbegin(), s.rend());
