@@ -254,6 +254,17 @@ impl<B: Backend> Engine<B> {
         self.prefill_rows(ids, mode, progress, watch, true)
     }
 
+    /// [`Engine::prefill`] by the sets that `watch` gives ([`Watch::sets`]) wherever it gives some; `mode` decides elsewhere.
+    pub fn prefill_with_sets(
+        &mut self,
+        ids: &[u32],
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+        watch: &mut dyn Watch<B>,
+    ) -> Result<Prefill> {
+        self.prefill_rows(ids, mode, progress, watch, false)
+    }
+
     fn prefill_rows(
         &mut self,
         ids: &[u32],
@@ -575,6 +586,10 @@ impl<B: Backend> Watch<B> for Recorder<'_, B> {
 
     fn attention(&mut self, backend: &B, layer: usize, call: &AttentionCall<B>) -> Result<()> {
         self.watch.attention(backend, layer, call)
+    }
+
+    fn sets(&mut self, layer: usize) -> Option<[&[Vec<u32>]; 2]> {
+        self.watch.sets(layer)
     }
 
     fn computed(&mut self, _backend: &B, layer: usize, computed: Computed<B>) -> Result<()> {

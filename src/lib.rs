@@ -70,6 +70,7 @@
 pub mod attend;
 pub mod attention;
 pub mod backend;
+pub mod bench;
 pub mod chat;
 #[cfg(feature = "cli")]
 pub mod cli;

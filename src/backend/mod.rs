@@ -162,6 +162,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Whether matrices of this type can stay as they are; others are converted at load.
     fn accepts_weight(&self, dtype: DType) -> bool;
 
+    /// Which of several forms of its kernels the device runs, for people; empty where there is no choice.
+    fn kernel_choice(&self, _head_dim: usize) -> String {
+        String::new()
+    }
+
     /// Bytes allocated through this backend.
     fn memory(&self) -> MemoryStats;
 
@@ -273,9 +278,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// From which density on it pays to compute a row block whole, in 256ths of its causal pairs, by measurement:
-    /// [`crate::estimate::EXACT`] says what for.
+    /// [`EXACT`] says what for.
     fn dense_above(&self) -> u32 {
-        crate::estimate::EXACT - 1
+        EXACT - 1
     }
 
     /// The official conversion for vertical-slash heads (`reference`: csrc/vertical_slash_index.cu), and the like for the others.

@@ -6,6 +6,14 @@ use bytemuck::{Pod, Zeroable};
 /// Queries per row block and keys per key block: the granularity of a sparse index (paper, section 3; official kernels).
 pub const BLOCK: usize = 64;
 
+/// The value of `dense_above` with which an index is exactly what its patterns chose, as in the official code.
+///
+/// `dense_above` says, in 256ths of the causal pairs, from which density on it pays to compute everything:
+/// [`super::Backend::dense_above`] is what a backend's kernels measured. A row block of a vertical-slash or block-sparse head
+/// that would compute more becomes one dense range, on the device, and a head that must compute more by its settings is
+/// planned as dense, so that nothing is estimated for it. More pairs than chosen are computed then, never fewer.
+pub const EXACT: u32 = 256;
+
 macro_rules! params {
     ($($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? })*) => {$(
         $(#[$doc])*

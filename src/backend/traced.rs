@@ -162,6 +162,10 @@ impl<B: Backend> Backend for Traced<B> {
         Ok(content)
     }
 
+    fn kernel_choice(&self, head_dim: usize) -> String {
+        self.inner.kernel_choice(head_dim)
+    }
+
     fn flush(&self) -> Result<()> {
         self.inner.flush()
     }

@@ -4,12 +4,14 @@
 //! stopped by Ctrl-C. The backend is picked in one place, [`device::with_device`].
 
 mod attend;
+mod bench;
 pub mod console;
 pub mod device;
 mod devices;
 mod doctor;
 pub mod mode;
 mod patterns;
+mod random;
 pub mod run;
 
 use crate::{Error, Result};
@@ -53,6 +55,9 @@ enum Command {
     /// One attention layer on q, k and v from a file.
     #[command(after_help = attend::EXAMPLES)]
     Attend(Box<attend::AttendArgs>),
+    /// Times attention and whole pre-fills.
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<bench::BenchArgs>),
     /// Files of head patterns.
     #[command(after_help = patterns::EXAMPLES)]
     Patterns(patterns::PatternsArgs),
@@ -63,7 +68,6 @@ enum Command {
 const NOT_BUILT: &[&str] = &[
     "search",
     "eval",
-    "bench",
     "plot",
     "--kv-type",
     "--kv-out",
@@ -74,8 +78,6 @@ const NOT_BUILT: &[&str] = &[
     "--skip-softmax",
     "--min-budget",
     "--max-budget",
-    "--random-weights",
-    "--weight-type",
     "--dtype",
 ];
 
@@ -99,6 +101,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Doctor => doctor::doctor(&console),
         Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
+        Command::Bench(args) => bench::bench(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }
 }

@@ -16,6 +16,7 @@ pub use plan::{IndexLimits, head_groups};
 pub use vertical_slash::{FORCED_COLUMNS, FORCED_OFFSETS, MIN_COLUMNS, MIN_OFFSETS, effective_counts};
 
 use crate::backend::Backend;
+pub use crate::backend::params::EXACT;
 use crate::backend::params::{BLOCK, HeadPlan};
 use crate::index::{IndexLayout, SparseIndex};
 use crate::ops::{self, AttentionShape};
@@ -37,14 +38,6 @@ pub fn estimate<B: Backend>(
 ) -> Result<SparseIndex<B>> {
     estimate_or_dense(b, patterns, shape, q, k, EXACT)
 }
-
-/// The value of `dense_above` with which an index is exactly what its patterns chose, as in the official code.
-///
-/// `dense_above` says, in 256ths of the causal pairs, from which density on it pays to compute everything:
-/// [`Backend::dense_above`] is what a backend's kernels measured. A row block of a vertical-slash or block-sparse head
-/// that would compute more becomes one dense range, on the device, and a head that must compute more by its settings is
-/// planned as dense, so that nothing is estimated for it. More pairs than chosen are computed then, never fewer.
-pub const EXACT: u32 = 256;
 
 /// [`estimate`], but dense where the chosen pairs are more than `dense_above` 256ths of all: see [`EXACT`].
 pub fn estimate_or_dense<B: Backend>(
@@ -115,6 +108,17 @@ pub fn from_sets<B: Backend>(
     offsets: &[Vec<u32>],
     shape: &AttentionShape,
 ) -> Result<SparseIndex<B>> {
+    from_sets_or_dense(b, columns, offsets, shape, EXACT)
+}
+
+/// [`from_sets`], but with one dense range in row blocks whose sets cover more than `dense_above` 256ths of the pairs.
+pub fn from_sets_or_dense<B: Backend>(
+    b: &B,
+    columns: &[Vec<u32>],
+    offsets: &[Vec<u32>],
+    shape: &AttentionShape,
+    dense_above: u32,
+) -> Result<SparseIndex<B>> {
     let (columns, offsets) = (sorted("column", columns, shape)?, sorted("offset", offsets, shape)?);
     let reach = shape.q_start + BLOCK;
     for (head, offsets) in offsets.iter().enumerate() {
@@ -126,7 +130,7 @@ pub fn from_sets<B: Backend>(
         }
     }
     let plan = Plan::of_sets(&columns, &offsets, shape, IndexLimits::of(b));
-    let mut chosen = Chosen::alloc(b, &plan)?;
+    let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
     chosen.columns.write(b, &padded(&columns, chosen.columns.shape().dims()[1]))?;
     chosen.offsets.write(b, &padded(&offsets, plan.offset_capacity))?;
     chosen.build(b)

@@ -212,6 +212,27 @@ pub(super) fn eos_of(path: &Path, text: &str) -> Result<Vec<u32>> {
     Fields { path, prefix: "", object: &object }.ids("eos_token_id")
 }
 
+/// What a `config.json` says beside the model's shape.
+#[derive(Default)]
+pub(super) struct Remarks {
+    /// `_name_or_path`: where the checkpoint was made from, in many files its published name.
+    pub name: Option<String>,
+    /// Head patterns within `dual_chunk_attention_config`, as JSON.
+    pub sparse_attention: Option<String>,
+}
+
+impl Remarks {
+    /// Of the text of a `config.json`.
+    pub fn read(path: &Path, text: &str) -> Result<Self> {
+        let object = object(path, text)?;
+        let f = Fields { path, prefix: "", object: &object };
+        let dual = f.object("dual_chunk_attention_config")?;
+        let sparse = dual.and_then(|d| d.get("sparse_attention_config")).filter(|v| !v.is_null());
+        let name = object.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
+        Ok(Self { name: name.map(str::to_owned), sparse_attention: sparse.map(Value::to_string) })
+    }
+}
+
 fn object(path: &Path, text: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),

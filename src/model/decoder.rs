@@ -6,7 +6,7 @@
 use super::kv_cache::{KvCache, LayerKv};
 use super::load::{Layer, Linear, Loader};
 use super::{DecoderConfig, Model};
-use crate::attention::{Computed, attend_or_dense};
+use crate::attention::{Computed, attend_or_dense, attend_sets};
 use crate::backend::Backend;
 use crate::ops::{self, AttentionShape, HeadBand, Rope};
 use crate::pattern::AttentionMode;
@@ -66,6 +66,11 @@ pub trait Watch<B: Backend> {
     /// Queries, keys and values of a layer.
     fn attention(&mut self, _backend: &B, _layer: usize, _call: &AttentionCall<B>) -> Result<()> {
         Ok(())
+    }
+
+    /// Columns and offsets of each head to attend by, instead of what the mode says; none lets the mode decide.
+    fn sets(&mut self, _layer: usize) -> Option<[&[Vec<u32>]; 2]> {
+        None
     }
 
     /// How much a layer's attention computed, counted on the device.
@@ -231,8 +236,14 @@ impl<B: Backend> Decoder<B> {
             let out = ws.attended.view_mut().rows(0..n); // [n, H * D]
             match chunk.mode {
                 Some(mode) => {
-                    let (patterns, qkv) = (mode.patterns(i, h), [call.q, call.k, call.v]);
-                    let computed = attend_or_dense(b, &patterns, &shape, qkv, out, None, chunk.dense_above)?;
+                    let qkv = [call.q, call.k, call.v];
+                    let computed = match watch.sets(i) {
+                        Some(sets) => attend_sets(b, sets, &shape, qkv, out, chunk.dense_above)?,
+                        None => {
+                            let patterns = mode.patterns(i, h);
+                            attend_or_dense(b, &patterns, &shape, qkv, out, None, chunk.dense_above)?
+                        }
+                    };
                     watch.computed(b, i, computed)?;
                 }
                 None => ops::decode_attention(b, &shape, call.q, call.k, call.v, out)?,

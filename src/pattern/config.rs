@@ -190,6 +190,12 @@ impl PatternConfig {
         crate::files::write(path, self.to_json().as_bytes())
     }
 
+    /// Only the first `layers` layers, for a model cut to as many.
+    pub fn first_layers(mut self, layers: usize) -> Self {
+        self.layers.truncate(layers);
+        self
+    }
+
     /// Layers in the file.
     pub fn n_layers(&self) -> usize {
         self.layers.len()

@@ -4,8 +4,8 @@
 //! A row block of the call covers queries `[a, b)`, `a = q_start + 64 r`, `b = a + 64`, whether or not the last one is
 //! full: the official rule sees padded rows too.
 
+use crate::backend::params::EXACT;
 use crate::backend::params::{BLOCK, BuildIndexParams, HeadPlan};
-use crate::estimate::EXACT;
 use rayon::prelude::*;
 
 /// [`crate::backend::IndexChoice`] on the host.

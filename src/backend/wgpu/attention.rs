@@ -104,7 +104,7 @@ impl Wgpu {
         *lock(&self.attention) = kernel;
     }
 
-    fn attention_kernel(&self, head_dim: u32) -> AttentionKernel {
+    pub(super) fn attention_kernel(&self, head_dim: u32) -> AttentionKernel {
         let all = self.attention_kernels(head_dim as usize);
         let chosen = lock(&self.attention).filter(|kernel| all.contains(kernel));
         chosen.unwrap_or(all[0])

@@ -7,9 +7,9 @@ use super::queue::fold;
 use super::select_top_k::scanning;
 use super::{Traits, Wgpu};
 use crate::Result;
+use crate::backend::params::EXACT;
 use crate::backend::params::{BuildIndexParams, HeadPlan};
 use crate::backend::{IndexChoice, IndexSlicesMut};
-use crate::estimate::EXACT;
 
 /// Invocations of a group in the kernels that have one a row block, or one a row block and tile of columns.
 const WORKGROUP: u64 = 64;

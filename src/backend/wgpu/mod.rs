@@ -272,6 +272,13 @@ impl Backend for Wgpu {
         Self::WEIGHTS.contains(&dtype)
     }
 
+    fn kernel_choice(&self, head_dim: usize) -> String {
+        let attention = self.attention_kernel(head_dim as u32);
+        let product = *context::lock(&self.matmul_tile);
+        let product = product.or(self.matmul_tiles().first().copied()).unwrap_or("registers");
+        format!("attention {attention}, products {product}")
+    }
+
     fn memory(&self) -> MemoryStats {
         self.context.account.stats()
     }
