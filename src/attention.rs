@@ -16,6 +16,11 @@ pub struct Computed<B: Backend> {
 }
 
 impl<B: Backend> Computed<B> {
+    /// Counts of an index's head groups, for a call with so many causal pairs a head.
+    pub(crate) fn new(pairs: Vec<Tensor<B>>, causal_pairs: u64) -> Self {
+        Self { pairs, causal_pairs }
+    }
+
     /// Pairs of each head. Waits for the device.
     pub fn head_pairs(&self, b: &B) -> Result<Vec<u64>> {
         let mut pairs = Vec::new();
@@ -149,7 +154,7 @@ impl HeadGroup {
 }
 
 /// A view from its element `skip` on.
-fn from_element<B: Backend>(view: View<'_, B>, skip: usize) -> View<'_, B> {
+pub(crate) fn from_element<B: Backend>(view: View<'_, B>, skip: usize) -> View<'_, B> {
     let elements = view.shape().elements();
     view.reshape([elements]).rows(skip..elements)
 }

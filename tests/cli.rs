@@ -100,9 +100,61 @@ fn text(path: &Path) -> &str {
 // ---- what it does ----
 
 #[test]
+fn an_evaluation_runs_draws_and_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, plot) = (dir.path().join("r.json"), dir.path().join("r.svg"));
+    let base = ["eval", "needle", "--model", "needle", "--device", "cpu", "--depths", "2", "--tasks", "code,multi"];
+    let files = ["--out", text(&out), "--plot", text(&plot), "--json"];
+    let run = |more: &[&str]| json_of(&[&base[..], &files, more].concat());
+    let first = run(&["--lengths", "1K", "--attention", "a_shape:64:256"]);
+    for name in ["eval", "model", "settings", "devices", "commands", "skipped", "rows", "summary"] {
+        field(&first, name);
+    }
+    let rows = |value: &Value| value["rows"].as_array().unwrap().clone();
+    assert_eq!(rows(&first).len(), 2 * 2 * 2);
+    for row in rows(&first).iter().filter(|row| row["attention"] == "dense") {
+        assert_eq!((row["score"].as_f64(), row["first_token"].as_bool()), (Some(1.0), Some(true)), "{row}");
+        assert!(row["tokens"].as_u64().unwrap() <= 1024);
+    }
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("a_shape:64:256"));
+    // Another length is added, what is there stays; what cannot be done is told.
+    let second = run(&["--lengths", "1K,1200,4194304", "--attention", "a_shape:64:256"]);
+    assert_eq!(rows(&second)[..8], rows(&first)[..]);
+    assert_eq!(rows(&second).len(), 16);
+    assert!(second["skipped"][0]["why"].as_str().unwrap().contains("1048576"), "{}", second["skipped"]);
+    refused(
+        &[&base[..], &["--lengths", "1K", "--seed", "7", "--out", text(&out)]].concat(),
+        &["settings", "another --out"],
+    );
+    refused(&[&base[..], &["--lengths", "1K", "--tasks", "haystack"]].concat(), &["haystack", "expected one of code"]);
+    refused(&["eval", "ruler", "--model", "needle", "--lengths", "4M"], &["4M"]);
+    refused(&["eval", "ruler", "--model", "needle", "--plot", "x.gif"], &["x.gif", ".png or .svg"]);
+    refused(&["eval", "ruler", "--model", "needle", "--data", "no/such"], &["no/such"]);
+}
+
+#[test]
+fn every_evaluation_gives_a_table() {
+    let cases: [(&[&str], &str); 4] = [
+        (&["ruler", "--tasks", "niah_single_1,qa_1", "--samples", "1", "--lengths", "1K"], "effective"),
+        (&["infinitebench", "--tasks", "passkey", "--samples", "1", "--lengths", "1K"], "mean over 1 tasks"),
+        (&["perplexity", "--lengths", "512", "--positions", "128"], "KL, nats"),
+        (&["latency", "--lengths", "512"], "times dense"),
+    ];
+    for (args, says) in cases {
+        let args =
+            [&["eval"], args, &["--model", "needle", "--device", "cpu", "--attention", "block_sparse:4"]].concat();
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        let table = stdout(&output);
+        assert!(table.contains(says) && table.contains("block_sparse:4"), "{table}");
+        assert_eq!(stderr(&output).contains("needs SQuAD"), args[1] == "ruler");
+    }
+}
+
+#[test]
 fn help_has_an_example_everywhere() {
-    let commands: [&[&str]; 7] =
-        [&[], &["devices"], &["doctor"], &["run"], &["attend"], &["patterns"], &["patterns", "show"]];
+    let commands: [&[&str]; 8] =
+        [&[], &["devices"], &["doctor"], &["run"], &["attend"], &["eval"], &["patterns"], &["patterns", "show"]];
     for command in commands {
         let output = run(&[command, &["--help"]].concat());
         assert_eq!(output.status.code(), Some(0), "{command:?}");
@@ -351,9 +403,7 @@ fn flags_of_later_versions_are_refused_by_name() {
         refused(&["run", "--model", "needle", "--prompt", "x", flag, "y"], &[flag, "not built yet"]);
     }
     refused(&["run", "--model", "needle", "--prompt", "x", "--attention", "auto"], &["auto", "not built yet"]);
-    for command in ["search", "eval"] {
-        refused(&[command], &[command, "not built yet"]);
-    }
+    refused(&["search"], &["search", "not built yet"]);
 }
 
 #[test]

@@ -19,14 +19,19 @@
 // than dense_above 256ths of its causal pairs. The prefix sum (and not an atomic counter) makes the placement, and with it
 // any overflow, the same in every run.
 struct BuildIndexParams { u32 n_heads, q_len, kv_len, q_start, row_blocks, column_tiles, offset_capacity, block_words, range_budget, dense_above; };
-#define DENSE 0                                         // HeadPlan kinds; a plan is (kind, a, b, reserved)
+#define DENSE 0                                         // HeadPlan kinds; a plan is (kind, a, b, c)
 #define A_SHAPE 1
 #define VERTICAL_SLASH 2
 #define BLOCK_SPARSE 3
+<<<<<<< HEAD
 #define EXACT 256                                       // dense_above from which on no row is made dense
 #define ON_CHAIN 0x80000000u                            // bit of Slashes::depth
 #define PLACE 1024                                      // row blocks of a block of place_rows
 #define COUNTED 32                                      // row blocks of a block of count_ranges
+=======
+#define TRI_SHAPE 4
+#define ROWS 128                                        // row blocks a block
+>>>>>>> main
 
 // What slash_runs and link_runs know of the offsets, [n_heads, offset_capacity] each.
 struct Slashes {
@@ -100,6 +105,7 @@ link_runs(const BuildIndexParams p, const uint4* __restrict__ plan, const u32* _
             }
             to[i] = x;
         }
+<<<<<<< HEAD
         if (mine) going = 1;
         uint2* swap = from;
         from = to;
@@ -118,6 +124,19 @@ link_runs(const BuildIndexParams p, const uint4* __restrict__ plan, const u32* _
         for (int word = first / 32; word <= last / 32; word++) {
             const int low = max(first - 32 * word, 0), high = min(last - 32 * word, 31);
             atomicOr(&cover[word], (~0u >> (31 - (high - low))) << low);
+=======
+        if (open >= 0) emit(64 * open, 64 * 32 * (int)p.block_words);
+        // Never empty: a mask without a bit means the block of the first query.
+        else if (none) emit(begin / 64 * 64, begin / 64 * 64 + 64);
+    } else {
+        int lo = 0;
+        // A tri-shape is dense where a row block has one of its last queries.
+        if (plan.x == A_SHAPE || (plan.x == TRI_SHAPE && min(64 * (r + 1), p.q_len) + plan.w <= p.q_len)) {
+            lo = max(0, begin - (int)min(plan.z, (u32)begin + 1) + 1);
+            const int n_init = (int)min(plan.y, (u32)end);
+            if (n_init >= lo) lo = 0;
+            else if (n_init > 0) emit(0, n_init);
+>>>>>>> main
         }
     }
 }

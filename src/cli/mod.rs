@@ -9,10 +9,12 @@ pub mod console;
 pub mod device;
 mod devices;
 mod doctor;
+mod eval;
 pub mod mode;
 mod patterns;
 mod random;
 pub mod run;
+mod search;
 
 use crate::{Error, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -55,6 +57,12 @@ enum Command {
     /// One attention layer on q, k and v from a file.
     #[command(after_help = attend::EXAMPLES)]
     Attend(Box<attend::AttendArgs>),
+    /// Finds each head's pattern and budget offline, and writes a pattern file.
+    #[command(after_help = search::EXAMPLES)]
+    Search(search::SearchArgs),
+    /// The paper's evaluations: needle, RULER, InfiniteBench, perplexity, latency; dense beside each mode.
+    #[command(after_help = eval::EXAMPLES)]
+    Eval(Box<eval::EvalArgs>),
     /// Times attention and whole pre-fills.
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<bench::BenchArgs>),
@@ -65,21 +73,8 @@ enum Command {
 
 /// Flags and commands of the documented interface that do not exist yet: refused by name, so that nobody takes them for
 /// a spelling mistake.
-const NOT_BUILT: &[&str] = &[
-    "search",
-    "eval",
-    "plot",
-    "--kv-type",
-    "--kv-out",
-    "--kv-in",
-    "--question",
-    "--report",
-    "--verify",
-    "--skip-softmax",
-    "--min-budget",
-    "--max-budget",
-    "--dtype",
-];
+const NOT_BUILT: &[&str] =
+    &["plot", "--kv-type", "--kv-out", "--kv-in", "--question", "--report", "--verify", "--skip-softmax", "--dtype"];
 
 /// Parses the command line, runs the command, and reports its error on one line of stderr.
 pub fn main() -> ExitCode {
@@ -101,6 +96,8 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Doctor => doctor::doctor(&console),
         Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
+        Command::Search(args) => search::search(&args, &console),
+        Command::Eval(args) => eval::eval(&args, &console),
         Command::Bench(args) => bench::bench(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }

@@ -1,9 +1,35 @@
 //! `--attention` and `--pattern` as an [`AttentionMode`].
 
 use crate::model::Model;
-use crate::pattern::{AttentionMode, PatternConfig};
+use crate::pattern::{AttentionMode, HeadPattern, PatternConfig};
 use crate::{Error, Result};
 use std::path::Path;
+
+/// `--min-budget` and `--max-budget`.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct BudgetArgs {
+    /// Fewest columns and fewest diagonals of a flex head (and keys of nearest blocks); 128 unless said.
+    #[arg(long, value_name = "N")]
+    pub min_budget: Option<usize>,
+    /// Most columns and most diagonals of a flex head; 0 is as many as it needs.
+    #[arg(long, value_name = "N")]
+    pub max_budget: Option<usize>,
+}
+
+impl BudgetArgs {
+    /// The mode with these budgets; an error where nothing in it has any.
+    pub fn apply(self, mode: AttentionMode) -> Result<AttentionMode> {
+        match (self.min_budget, self.max_budget, mode) {
+            (None, None, mode) => Ok(mode),
+            (least, most, AttentionMode::Uniform(pattern @ HeadPattern::Flex { .. })) => {
+                Ok(AttentionMode::Uniform(pattern.with_budget([least, most])?))
+            }
+            (_, _, mode) => {
+                Err(Error::invalid(format!("--min-budget and --max-budget go with flex, found {}", mode.name())))
+            }
+        }
+    }
+}
 
 /// Reads one PATTERN for all heads, `config` with `--patterns FILE`, or `config:FILE`. `config` alone takes the patterns
 /// of the model ([`Model::patterns`]), where there are some.

@@ -2,7 +2,7 @@
 
 use super::console::{self, Console};
 use super::device::{DeviceArgs, DeviceTask, with_device};
-use super::mode::attention_mode;
+use super::mode::{BudgetArgs, attention_mode};
 use super::random::{RandomArgs, random_ids};
 use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// An official pattern file, for `--attention config`.
     #[arg(long, value_name = "FILE")]
     pub patterns: Option<PathBuf>,
+    /// How much flex heads take.
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub chunk: usize,
@@ -135,6 +138,7 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
     }
     args.random.cut(&mut model, &mut mode);
     let config = &model.config;
+    mode = args.budget.apply(mode)?;
     mode.check_model(config.n_layers, config.n_heads)?;
     let ids = prompt_ids(args, &model)?;
     console.explain(&format!("{}: {} tokens, attention {}", model.name, ids.len(), mode.name()));
@@ -162,7 +166,7 @@ fn prompt_ids(args: &RunArgs, model: &Model) -> Result<Vec<u32>> {
     if args.chat { model.text()?.encode_chat(&text) } else { model.text()?.encode(&text) }
 }
 
-fn read_prompt(path: &Path) -> Result<String> {
+pub(super) fn read_prompt(path: &Path) -> Result<String> {
     let bytes = if path == Path::new("-") {
         let mut bytes = Vec::new();
         std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
@@ -217,8 +221,19 @@ impl DeviceTask for RunTask<'_> {
 }
 
 /// Operations that decide what to compute; `attention` computes it.
-const ESTIMATION: [&str; 6] =
-    ["score_last_queries", "select_top_k", "pool_blocks", "score_blocks", "select_blocks", "build_index"];
+const ESTIMATION: [&str; 11] = [
+    "score_last_queries",
+    "select_top_k",
+    "pool_blocks",
+    "score_blocks",
+    "select_blocks",
+    "count_by_mass",
+    "group_offsets",
+    "settle_heads",
+    "weigh_blocks",
+    "select_weighed_blocks",
+    "build_index",
+];
 
 impl RunTask<'_> {
     fn answer<B: Backend>(

@@ -7,23 +7,35 @@
 //! ```text
 //! HeadPattern --plan--> HeadPlan --choose--> columns, offsets, block mask --build--> SparseIndex
 //! ```
+//!
+//! Methods whose budget is found with the choice use the same parts. **Flex** is FlexPrefill (arXiv 2502.20766, algorithms
+//! 1 to 4): the last queries' attention over key blocks against the softmax of block means, by the square root of their
+//! Jensen-Shannon divergence; below `tau` the heaviest blocks of the whole map that hold `gamma` of it, else the fewest
+//! columns and the fewest diagonals that hold `gamma` of the last queries' attention. Apart from the paper, blocks are of
+//! 64 and not 128, the last 64 queries stand for all, columns are single keys, diagonals are weighed
+//! and taken by 64 (a block of them costs what one does) and become blocks by the official MInference rule, [`FORCED_COLUMNS`] and [`FORCED_OFFSETS`] are always in, weights within 1/64 of each other are taken
+//! together (so that an even map is taken whole), and a head that needs more than an eighth of all columns (4096 to 16384)
+//! becomes dense.
 
 mod block_sparse;
+mod flex;
 mod plan;
 mod vertical_slash;
 
+pub use crate::backend::params::EXACT;
 pub use plan::{IndexLimits, head_groups};
 pub use vertical_slash::{FORCED_COLUMNS, FORCED_OFFSETS, MIN_COLUMNS, MIN_OFFSETS, effective_counts};
 
 use crate::backend::Backend;
-pub use crate::backend::params::EXACT;
 use crate::backend::params::{BLOCK, HeadPlan};
 use crate::index::{IndexLayout, SparseIndex};
 use crate::ops::{self, AttentionShape};
 use crate::pattern::HeadPattern;
 use crate::tensor::{Tensor, View};
 use crate::{DType, Error, Result};
+use block_sparse::Means;
 use plan::Plan;
+use vertical_slash::Scores;
 
 /// The index of a layer's heads: [`choose`], then [`Chosen::build`]. q, k act under the shape's strides, RoPE applied.
 ///
@@ -60,9 +72,11 @@ pub struct Chosen<B: Backend> {
     columns: Tensor<B>,
     /// u32 `[H, capacity]`.
     offsets: Tensor<B>,
-    /// u32 `[H]`.
+    /// u32 `[H]`: 0 for heads that are not vertical-slash.
+    column_count: Tensor<B>,
+    /// u32 `[H]`, likewise.
     offset_count: Tensor<B>,
-    /// u32 `[H, R, ceil(C / 32)]`, or one element where no head is block-sparse.
+    /// u32 `[H, R, ceil(C / 32)]`, or one element where no head can be block-sparse.
     block_mask: Tensor<B>,
     dense_above: u32,
 }
@@ -89,12 +103,20 @@ pub fn choose_or_dense<B: Backend>(
 ) -> Result<Chosen<B>> {
     let plan = Plan::new(patterns, shape, IndexLimits::of(b), dense_above)?;
     let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
-    if plan.uses(HeadPlan::VERTICAL_SLASH) {
-        let Chosen { plan: table, columns, offsets, .. } = &mut chosen;
-        vertical_slash::choose(b, shape, &plan, table.view(), q, k, columns.view_mut(), offsets.view_mut())?;
+    let flex = plan.uses(HeadPlan::FLEX);
+    let means = match flex || plan.uses(HeadPlan::BLOCK_SPARSE) {
+        true => Some(Means::new(b, shape, q, k)?),
+        false => None,
+    };
+    if flex || plan.uses(HeadPlan::VERTICAL_SLASH) {
+        let mut scores = Scores::new(b, shape, &plan, q, k)?;
+        if let (true, Some(means)) = (flex, &means) {
+            flex::settle(b, shape, &plan, &mut scores, means, q, &mut chosen)?;
+        }
+        vertical_slash::choose(b, shape, &scores, &mut chosen)?;
     }
-    if plan.uses(HeadPlan::BLOCK_SPARSE) {
-        chosen.block_mask = block_sparse::choose(b, shape, chosen.plan.view(), q, k)?;
+    if let Some(means) = &means {
+        chosen.block_mask = block_sparse::choose(b, shape, &plan, chosen.plan.view(), means)?;
     }
     Ok(chosen)
 }
@@ -140,13 +162,14 @@ impl<B: Backend> Chosen<B> {
     /// The plan, its counts, and room for the rest.
     fn alloc(b: &B, plan: &Plan) -> Result<Self> {
         let heads = plan.heads.len();
-        let counts: Vec<u32> = plan.counts(|head| head.b);
+        let counts = |count: fn(&HeadPlan) -> u32| Tensor::from_slice(b, DType::U32, [heads], &plan.counts(count));
         Ok(Self {
             layout: plan.layout,
             plan: Tensor::from_bytes(b, DType::U32, [heads, 4], bytemuck::cast_slice(&plan.heads))?,
             columns: Tensor::alloc(b, DType::U32, [heads, BLOCK * plan.layout.column_tiles.max(1)])?,
             offsets: Tensor::alloc(b, DType::U32, [heads, plan.offset_capacity])?,
-            offset_count: Tensor::from_slice(b, DType::U32, [heads], &counts)?,
+            column_count: counts(|head| head.a)?,
+            offset_count: counts(|head| head.b)?,
             block_mask: Tensor::alloc(b, DType::U32, [1, 1, 1])?,
             dense_above: EXACT,
         })

@@ -59,8 +59,23 @@ pub struct DualChunk {
     pub chunk: usize,
     /// Overlap between neighbouring chunks.
     pub local: usize,
-    /// Up to this length the model runs as plain attention.
+    /// Beyond this length scores grow with the sequence, `usize::MAX` where the checkpoint does not name one.
     pub original: usize,
+}
+
+impl DualChunk {
+    /// Tokens of a chunk without its overlap: a sequence that is no longer than this is plain attention. One of up to
+    /// `chunk` tokens comes out the same in two parts.
+    pub fn stride(&self) -> usize {
+        self.chunk - self.local
+    }
+
+    /// What the softmax scale of a sequence is multiplied by (Qwen2.5-1M's report, after YaRN): `(0.1 ln s + 1)^2`, where
+    /// the sequence is `s > 1` times as long as `original`.
+    pub fn temperature(&self, sequence: usize) -> f64 {
+        let stretch = (sequence as f64 / self.original as f64).max(1.0);
+        (0.1 * stretch.ln() + 1.0).powi(2)
+    }
 }
 
 impl DecoderConfig {
@@ -326,7 +341,7 @@ fn dual_chunk(f: &Fields) -> Result<Option<DualChunk>> {
     let d = Fields { prefix: "dual_chunk_attention_config.", object, ..*f };
     let chunk = d.required_count("chunk_size", 2..=1 << 31)?;
     let local = d.required_count("local_size", 1..=chunk - 1)?;
-    let original = d.count("original_max_position_embeddings")?.unwrap_or(chunk);
+    let original = d.count("original_max_position_embeddings")?.unwrap_or(usize::MAX);
     Ok(Some(DualChunk { chunk, local, original }))
 }
 

@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod decoder;
+mod dual_chunk;
 pub mod family;
 mod fields;
 mod gguf;
@@ -16,6 +17,7 @@ pub mod rope;
 
 pub use config::{DecoderConfig, DualChunk};
 pub use decoder::{AttentionCall, Chunk, Decoder, Watch, Workspace};
+pub(crate) use dual_chunk::bytes as dual_chunk_bytes;
 pub use kv_cache::{KvCache, KvPlace};
 
 use crate::backend::Backend;

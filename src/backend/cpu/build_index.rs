@@ -91,6 +91,10 @@ fn row_ranges(p: &BuildIndexParams, choice: Choice, h: usize, r: usize, keep: &m
     let (plan, b) = (choice.plan[h], end_of(p, r));
     match plan.kind {
         HeadPlan::A_SHAPE => a_shape(plan.a, plan.b, b),
+        HeadPlan::TRI_SHAPE => {
+            let last = p.q_len.min(((r + 1) * BLOCK) as u32) - 1;
+            if last + plan.c >= p.q_len { vec![[0, b]] } else { a_shape(plan.a, plan.b, b) }
+        }
         HeadPlan::VERTICAL_SLASH => {
             let offsets = &choice.offsets[h * p.offset_capacity as usize..][..choice.offset_count[h] as usize];
             let mut runs = slash_runs(offsets, b);

@@ -18,6 +18,7 @@ fn rows(traits: &Traits, write: bool) -> Specialisation {
     Specialisation::new("build_index_rows", traits)
         .constant("WRITE", u32::from(write))
         .constant("A_SHAPE", HeadPlan::A_SHAPE)
+        .constant("TRI_SHAPE", HeadPlan::TRI_SHAPE)
         .constant("VERTICAL_SLASH", HeadPlan::VERTICAL_SLASH)
         .constant("BLOCK_SPARSE", HeadPlan::BLOCK_SPARSE)
         .with("invocation")
