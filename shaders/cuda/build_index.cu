@@ -23,15 +23,11 @@ struct BuildIndexParams { u32 n_heads, q_len, kv_len, q_start, row_blocks, colum
 #define A_SHAPE 1
 #define VERTICAL_SLASH 2
 #define BLOCK_SPARSE 3
-<<<<<<< HEAD
+#define TRI_SHAPE 4
 #define EXACT 256                                       // dense_above from which on no row is made dense
 #define ON_CHAIN 0x80000000u                            // bit of Slashes::depth
 #define PLACE 1024                                      // row blocks of a block of place_rows
 #define COUNTED 32                                      // row blocks of a block of count_ranges
-=======
-#define TRI_SHAPE 4
-#define ROWS 128                                        // row blocks a block
->>>>>>> main
 
 // What slash_runs and link_runs know of the offsets, [n_heads, offset_capacity] each.
 struct Slashes {
@@ -105,7 +101,6 @@ link_runs(const BuildIndexParams p, const uint4* __restrict__ plan, const u32* _
             }
             to[i] = x;
         }
-<<<<<<< HEAD
         if (mine) going = 1;
         uint2* swap = from;
         from = to;
@@ -124,21 +119,14 @@ link_runs(const BuildIndexParams p, const uint4* __restrict__ plan, const u32* _
         for (int word = first / 32; word <= last / 32; word++) {
             const int low = max(first - 32 * word, 0), high = min(last - 32 * word, 31);
             atomicOr(&cover[word], (~0u >> (31 - (high - low))) << low);
-=======
-        if (open >= 0) emit(64 * open, 64 * 32 * (int)p.block_words);
-        // Never empty: a mask without a bit means the block of the first query.
-        else if (none) emit(begin / 64 * 64, begin / 64 * 64 + 64);
-    } else {
-        int lo = 0;
-        // A tri-shape is dense where a row block has one of its last queries.
-        if (plan.x == A_SHAPE || (plan.x == TRI_SHAPE && min(64 * (r + 1), p.q_len) + plan.w <= p.q_len)) {
-            lo = max(0, begin - (int)min(plan.z, (u32)begin + 1) + 1);
-            const int n_init = (int)min(plan.y, (u32)end);
-            if (n_init >= lo) lo = 0;
-            else if (n_init > 0) emit(0, n_init);
->>>>>>> main
         }
     }
+}
+
+// Whether the row block computes the first plan.y keys and the last plan.z only. A tri-shape is dense where a row block has
+// one of its last queries.
+__device__ __forceinline__ bool has_window(const BuildIndexParams& p, uint4 plan, u32 r) {
+    return plan.x == A_SHAPE || (plan.x == TRI_SHAPE && min(64 * (r + 1), p.q_len) + plan.w <= p.q_len);
 }
 
 // The ranges of a vertical-slash row block, before they are written: `walked` runs of its own, then the main chain.
@@ -202,7 +190,7 @@ count_ranges(const BuildIndexParams p, const uint4* __restrict__ plan, const u32
             count = max(1u, count);
         } else {
             const int local = begin - (int)min(pattern.z, (u32)begin + 1) + 1;
-            count = pattern.x == A_SHAPE && pattern.y > 0 && (int)min(pattern.y, (u32)begin + 64) < local ? 2 : 1;
+            count = has_window(p, pattern, r) && pattern.y > 0 && (int)min(pattern.y, (u32)begin + 64) < local ? 2 : 1;
         }
         if (lane == 0) row_ranges[row] = make_uint2(0, count);
     }
@@ -389,18 +377,18 @@ fill_rows(const BuildIndexParams p, const uint4* __restrict__ plan, const u32* _
             for (u32 i = lane; i < own.y; i += 32) sum += pairs_of(begin, end, to[i].x, to[i].y);
         } else {
             int lo = 0;
-            if (pattern.x == A_SHAPE) {
+            // The window of an A-shape cuts what the ranges hold.
+            auto add = [&](int lo, int hi) { sum += pattern.x == A_SHAPE ? windowed(lo, hi) : lane == 0 ? pairs_of(begin, end, lo, hi) : 0; };
+            if (has_window(p, pattern, r)) {
                 lo = begin - (int)min(pattern.z, (u32)begin + 1) + 1;
                 if (own.y == 2) {
                     if (lane == 0) to[0] = make_uint2(0, pattern.y);
-                    sum += windowed(0, pattern.y);
+                    add(0, pattern.y);
                 } else if (pattern.y > 0) {
                     lo = 0;
                 }
-                sum += windowed(lo, b);
-            } else if (lane == 0) {
-                sum = triangle(begin, end, 0);
             }
+            add(lo, b);
             if (lane == 0) to[own.y - 1] = make_uint2(lo, b);
         }
     }

@@ -7,7 +7,7 @@ typedef std::vector<u32> Ints;
 static int bad = 0;
 static void verdict(const std::string& what, bool ok) { if (!ok) bad++; printf("%-60s %s\n", what.c_str(), ok ? "ok" : "BAD"); fflush(stdout); }
 
-struct Head { u32 kind, a, b; Ints columns, offsets; std::vector<Ints> blocks; };
+struct Head { u32 kind, a, b; u32 c = 0; Ints columns, offsets; std::vector<Ints> blocks; };
 struct Row { std::vector<uint2> ranges; Ints columns; u32 pairs; };
 
 // One row block by the rule, key by key.
@@ -32,7 +32,7 @@ static Row plain(const Head& h, const BuildIndexParams& p, int r) {
         while (runs.back().y - 64 >= (int)p.kv_len) runs.back().y -= 64;
     } else if (h.kind == BLOCK_SPARSE) {
         for (u32 b : h.blocks[r]) if (!runs.empty() && runs.back().y == (int)b * 64) runs.back().y += 64; else runs.push_back({(int)b * 64, (int)b * 64 + 64});
-    } else if (h.kind == A_SHAPE) {
+    } else if (h.kind == A_SHAPE || (h.kind == TRI_SHAPE && last - 1 + (int)h.c < (int)(p.q_start + p.q_len))) {
         const int lo = std::max(0, begin - (int)h.b + 1);
         if ((int)h.a >= lo) runs = {{0, end}};
         else if (h.a) runs = {{0, (int)h.a}, {lo, end}};
@@ -61,7 +61,7 @@ static bool run(const std::vector<Head>& heads, BuildIndexParams p) {
     std::vector<uint2> row_ranges(rows), ranges(p.range_budget + rows), window(p.n_heads);
     std::vector<u64> keep(rows * tiles + 1);
     for (size_t h = 0; h < heads.size(); h++) {
-        plan.push_back({heads[h].kind, heads[h].a, heads[h].b, 0});
+        plan.push_back({heads[h].kind, heads[h].a, heads[h].b, heads[h].c});
         std::copy(heads[h].columns.begin(), heads[h].columns.end(), columns.begin() + h * tiles * 64);
         std::copy(heads[h].offsets.begin(), heads[h].offsets.end(), list.begin() + h * offsets);
         counts.push_back(heads[h].offsets.size());
@@ -118,7 +118,7 @@ int main(int argc, char** argv) {
         std::vector<Head> heads;
         for (int i = 0; i < 6; i++) {
             Head h{};
-            h.kind = dice() % 4;
+            h.kind = dice() % 5;
             const int rows = (p.q_len + 63) / 64;
             if (h.kind == VERTICAL_SLASH) {
                 h.columns = some(p.kv_len, dice() % 200);
@@ -129,7 +129,7 @@ int main(int argc, char** argv) {
                     const u32 begin = p.q_start + 64 * r;
                     h.blocks.push_back(some(begin / 64 + 1, 1 + dice() % 5));
                 }
-            } else if (h.kind == A_SHAPE) { h.a = dice() % 3 ? dice() % 200 : 0; h.b = 1 + dice() % 300; }
+            } else if (h.kind == A_SHAPE || h.kind == TRI_SHAPE) { h.a = dice() % 3 ? dice() % 200 : 0; h.b = 1 + dice() % 300; h.c = h.kind == TRI_SHAPE ? dice() % 200 : 0; }
             heads.push_back(h);
         }
         p.dense_above = round % 4 == 3 ? dice() % 256 : 256;
