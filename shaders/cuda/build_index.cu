@@ -1,5 +1,6 @@
 // What the patterns chose -> a SparseIndex: ranges, keep masks, windows and pair counts of all heads.
 //
+//   slash_gaps    grid (n_heads), 1024 threads: where the offsets next leave a gap
 //   slash_runs    grid (offsets / 256, n_heads), 256 threads, one an offset: the run that this offset opens
 //   link_runs     grid (n_heads), 1024 threads: how many runs follow each, and the head's main chain of runs
 //   count_ranges  grid (row blocks / 32, n_heads), 1024 threads, a warp a row block: row_ranges[h, r].y = how many ranges;
@@ -36,6 +37,7 @@ struct Slashes {
     u32* depth;                                         // runs from this one to the last; ON_CHAIN
     uint2* chain;                                       // the main chain from its last run on: offset, length in blocks
     u32* cover;                                         // [n_heads, cover_words]: bit o is set where the main chain has the key b - o
+    u32* gaps;                                          // the nearest index at or below with no other offset less than 65 below it
     u32 cover_words;
 };
 
@@ -43,22 +45,49 @@ __device__ __forceinline__ u32 offsets_of(const BuildIndexParams& p, u32 head, c
     return min(offset_count[head], p.offset_capacity);
 }
 
-// Follows a run that has come to u = b - its end: `after` is the index of an offset that is used already. Gives the index
-// that opens the next run, and the blocks added to this one: the nearest offset below u opens a run where it lies more
-// than 64 below, and lengthens this one by a block otherwise.
-__device__ __forceinline__ uint2 follow(const u32* __restrict__ offsets, int after, int u) {
-    u32 length = 1;
-    for (;;) {
-        // largest index below `after` whose offset is below u: gallop down, then bisect
-        int high = after - 1, step = 1;
-        while (high >= 0 && (int)offsets[high] >= u) { after = high; high -= step; step *= 2; }
-        int low = max(high, -1);                        // offsets[low] < u (or low = -1), offsets[after] >= u or used
-        while (after - low > 1) { const int middle = (low + after) / 2; if ((int)offsets[middle] >= u) after = middle; else low = middle; }
-        if (low < 0) return make_uint2(NONE, length);
-        if ((int)offsets[low] < u - 64) return make_uint2(low, length);
-        u -= 64;
-        length++;
+// Inclusive maximum over the block of 1024; `all` in every thread.
+__device__ __forceinline__ u32 block_maximum(u32 x, u32& all) {
+    __shared__ u32 part[32];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    #pragma unroll
+    for (int d = 1; d < 32; d *= 2) { const u32 y = __shfl_up_sync(~0u, x, d); if (lane >= d) x = max(x, y); }
+    __syncthreads();
+    if (lane == 31) part[warp] = x;
+    __syncthreads();
+    all = 0;
+    for (u32 w = 0; w < 32; w++) { if (w < warp) x = max(x, part[w]); all = max(all, part[w]); }
+    return x;
+}
+
+extern "C" __global__ void __launch_bounds__(1024)
+slash_gaps(const BuildIndexParams p, const uint4* __restrict__ plan, const u32* __restrict__ offsets, const u32* __restrict__ offset_count, const Slashes slashes) {
+    const u32 head = blockIdx.x, count = offsets_of(p, head, offset_count);
+    if (plan[head].x != VERTICAL_SLASH) return;
+    offsets += (u64)head * p.offset_capacity;
+    u32 carry = 0, all;
+    for (u32 base = 0; base < count; base += 1024) {
+        const u32 i = base + threadIdx.x;
+        const bool gap = i > 0 && i < count && offsets[i] - offsets[i - 1] > 64;
+        const u32 x = max(carry, block_maximum(gap ? i : 0, all));
+        if (i < count) slashes.gaps[(u64)head * p.offset_capacity + i] = x;
+        carry = max(carry, all);
     }
+}
+
+// Follows a run that has come to u = b - its end; `below` is the index of the largest offset below u, or -1. Gives the
+// index that opens the next run, and the blocks of this one: the largest offset below u opens a run where it lies more
+// than 64 below, and lengthens this one by a block otherwise. Up to the next gap it lengthens it for certain, so one step
+// goes behind that gap.
+__device__ __forceinline__ uint2 follow(const u32* __restrict__ offsets, const u32* __restrict__ gaps, int below, int u) {
+    u32 length = 1;
+    while (below >= 0) {
+        if ((int)offsets[below] < u - 64) return make_uint2(below, length);
+        const int gap = gaps[below], blocks = (u - 1 - (int)offsets[gap]) / 64 + 1;
+        u -= 64 * blocks;
+        length += blocks;
+        below = gap - 1;
+    }
+    return make_uint2(NONE, length);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -66,7 +95,7 @@ slash_runs(const BuildIndexParams p, const uint4* __restrict__ plan, const u32* 
     const u32 head = blockIdx.y, i = blockIdx.x * 256 + threadIdx.x;
     if (plan[head].x != VERTICAL_SLASH || i >= offsets_of(p, head, offset_count)) return;
     offsets += (u64)head * p.offset_capacity;
-    slashes.runs[(u64)head * p.offset_capacity + i] = follow(offsets, i, offsets[i]);
+    slashes.runs[(u64)head * p.offset_capacity + i] = follow(offsets, slashes.gaps + (u64)head * p.offset_capacity, (int)i - 1, offsets[i]);
 }
 
 extern "C" __global__ void __launch_bounds__(1024)
@@ -158,7 +187,9 @@ __device__ __forceinline__ Start start_of(const BuildIndexParams& p, const u32* 
         x.run = slashes.runs[at + x.node];
     } else {                                            // it would begin below key 0
         x.u = end - 64;
-        x.run = follow(offsets, x.node, x.u);
+        int from = max(0, (int)x.node - 64), to = x.node;           // the first at or above x.u is among these
+        while (from < to) { const int middle = (from + to) / 2; if ((int)offsets[middle] >= x.u) to = middle; else from = middle + 1; }
+        x.run = follow(offsets, slashes.gaps + at, from - 1, x.u);
     }
     x.count = 1 + runs_from(slashes.depth + at, x.run.x);
     return x;

@@ -70,8 +70,9 @@ static bool run(const std::vector<Head>& heads, BuildIndexParams p) {
     const size_t slots = heads.size() * offsets;
     std::vector<uint2> runs(slots, {77, 77}), links(2 * slots, {77, 77}), chain(slots, {77, 77});
     const u32 cover_words = (p.kv_len + 64) / 32 + 1;
-    Ints depth(slots, 77), cover((size_t)p.n_heads * cover_words, 77);
-    const Slashes slashes{runs.data(), links.data(), depth.data(), chain.data(), cover.data(), cover_words};
+    Ints depth(slots, 77), gaps(slots, 77), cover((size_t)p.n_heads * cover_words, 77);
+    const Slashes slashes{runs.data(), links.data(), depth.data(), chain.data(), cover.data(), gaps.data(), cover_words};
+    emu::launch(p.n_heads, 1, 1024, [&] { slash_gaps(p, plan.data(), list.data(), counts.data(), slashes); });
     emu::launch((offsets + 255) / 256, p.n_heads, 256, [&] { slash_runs(p, plan.data(), list.data(), counts.data(), slashes); });
     emu::launch(p.n_heads, 1, 1024, [&] { link_runs(p, plan.data(), list.data(), counts.data(), slashes); });
     emu::launch(parts, p.n_heads, 1024, [&] { count_ranges(p, plan.data(), list.data(), counts.data(), mask.data(), slashes, row_ranges.data(), totals.data()); });

@@ -98,10 +98,10 @@ kernel_args!(
     AttentionParams
 );
 
-/// `Slashes` of build_index.cu: five pointers and a length.
+/// `Slashes` of build_index.cu: six pointers and a length.
 #[repr(C)]
 pub(super) struct Slashes {
-    pub(super) addresses: [u64; 5],
+    pub(super) addresses: [u64; 6],
     pub(super) cover_words: u32,
     pub(super) padding: u32,
 }

@@ -198,17 +198,18 @@ pub(super) fn build_index(
     // one run an offset, and the chains that they make
     let slots = (p.n_heads * p.offset_capacity) as usize;
     let cover_words = (p.kv_len + 64) / 32 + 1;
-    let parts = [8, 16, 4, 8].map(|bytes| slots * bytes);
+    let parts = [8, 16, 8, 4, 4].map(|bytes| slots * bytes);
     let (room, cover) = (b.alloc_buffer(parts.iter().sum())?, (p.n_heads * cover_words) as usize * 4);
     let cover = b.alloc_buffer(cover)?;
     let mut next = room.address();
-    let [runs, links, chain, depth] = [parts[0], parts[1], parts[3], parts[2]].map(|bytes| {
+    let [runs, links, chain, depth, gaps] = parts.map(|bytes| {
         next += bytes as u64;
         next - bytes as u64
     });
-    let slashes = &Slashes { addresses: [runs, links, depth, chain, cover.address()], cover_words, padding: 0 };
+    let slashes = &Slashes { addresses: [runs, links, depth, chain, cover.address(), gaps], cover_words, padding: 0 };
     let args = [arg(p), arg(plan), arg(offsets), arg(offset_count), arg(slashes)];
     let launch = Launch::new([p.offset_capacity.div_ceil(256), p.n_heads, 1], 256);
+    b.launch(&kernel, "slash_gaps", Launch::new([p.n_heads, 1, 1], 1024), &args)?;
     b.launch(&kernel, "slash_runs", launch, &args)?;
     b.launch(&kernel, "link_runs", Launch::new([p.n_heads, 1, 1], 1024), &args)?;
 
