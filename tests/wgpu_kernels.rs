@@ -298,7 +298,7 @@ fn given_index<B: Backend>(b: &B, layout: IndexLayout, dense_above: u32) -> Spar
         offsets: offsets.view(),
         offset_count: counts.view(),
         block_mask: mask.view(),
-        dense_above: dense_above,
+        dense_above,
     };
     ops::build_index(b, choice, &mut index).unwrap();
     index

@@ -100,7 +100,7 @@ fn build_or_dense<B: Backend>(
         offsets: offsets.view(),
         offset_count: offset_count.view(),
         block_mask: block_mask.view(),
-        dense_above: dense_above,
+        dense_above,
     };
     ops::build_index(b, choice, &mut index).unwrap();
     index

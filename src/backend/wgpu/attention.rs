@@ -1,6 +1,7 @@
 //! Attention over a sparse index, all heads of a layer in one dispatch where the bindings hold them.
 
 use super::attention_coop::CoopVariant;
+use super::attention_rows::{self, RowsVariant};
 use super::bands::{Band, Extent, parts};
 use super::buffer::{Binding, lanes};
 use super::context::lock;
@@ -63,6 +64,8 @@ pub enum AttentionKernel {
     Tiles,
     /// Cooperative matrices.
     Coop(CoopVariant),
+    /// Cooperative matrices of known layout.
+    Rows(RowsVariant),
 }
 
 impl std::fmt::Display for AttentionKernel {
@@ -70,6 +73,7 @@ impl std::fmt::Display for AttentionKernel {
         match self {
             Self::Tiles => f.pad("tiles"),
             Self::Coop(variant) => f.pad(&variant.to_string()),
+            Self::Rows(variant) => f.pad(&variant.to_string()),
         }
     }
 }
@@ -78,7 +82,11 @@ impl std::str::FromStr for AttentionKernel {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if text == "tiles" { Ok(Self::Tiles) } else { text.parse().map(Self::Coop) }
+        match text.chars().next() {
+            Some('w') => text.parse().map(Self::Rows),
+            _ if text == "tiles" => Ok(Self::Tiles),
+            _ => text.parse().map(Self::Coop),
+        }
     }
 }
 
@@ -88,6 +96,7 @@ impl AttentionKernel {
         match self {
             Self::Tiles => (specialisation(traits, head_dim, out), 8 * Tile::choose(traits).rows),
             Self::Coop(variant) => (variant.specialisation(traits, head_dim, out), variant.rows(traits)),
+            Self::Rows(variant) => (variant.specialisation(traits, head_dim, out), variant.rows()),
         }
     }
 }
@@ -96,7 +105,16 @@ impl Wgpu {
     /// The kernels that can run attention of this head dim here, best guess first.
     pub fn attention_kernels(&self, head_dim: usize) -> Vec<AttentionKernel> {
         let variants = CoopVariant::all(&self.context.traits, kernel_head_dim(head_dim as u32));
-        variants.into_iter().map(AttentionKernel::Coop).chain([AttentionKernel::Tiles]).collect()
+        let rows = match self.has_rows() {
+            true => RowsVariant::all(&self.context.traits, kernel_head_dim(head_dim as u32)),
+            false => vec![],
+        };
+        let rows = rows.into_iter().map(AttentionKernel::Rows);
+        rows.chain(variants.into_iter().map(AttentionKernel::Coop)).chain([AttentionKernel::Tiles]).collect()
+    }
+
+    fn has_rows(&self) -> bool {
+        *self.has_rows.get_or_init(|| attention_rows::has_rows(self))
     }
 
     /// Runs this kernel from now on, for the head dims that it can run; `None` goes back to the best guess.

@@ -178,6 +178,7 @@ impl CoopVariant {
             .lanes(4)
             .with("invocation_subgroup")
             .with("coop_walk")
+            .with("coop_stage")
             .with(if self.vectors { "coop_tiles_vec4" } else { "coop_tiles_scalar" });
         if self.registers {
             form.constant("VECS_MEMBER", self.keys / self.team / 4 / lanes_out).elementwise(cm * cm / sg)

@@ -18,6 +18,7 @@ const MEMORY_MODEL: u32 = 14;
 const NAME: u32 = 5;
 const TYPE_INT: u32 = 21;
 const TYPE_FLOAT: u32 = 22;
+const TYPE_STRUCT: u32 = 30;
 const TYPE_POINTER: u32 = 32;
 const CONSTANT: u32 = 43;
 const FUNCTION: u32 = 54;
@@ -27,6 +28,8 @@ const VARIABLE: u32 = 59;
 const LOAD: u32 = 61;
 const STORE: u32 = 62;
 const ACCESS_CHAIN: u32 = 65;
+const COMPOSITE_CONSTRUCT: u32 = 80;
+const COMPOSITE_EXTRACT: u32 = 81;
 const F_CONVERT: u32 = 115;
 const LABEL: u32 = 248;
 const TYPE_COOPERATIVE_MATRIX: u32 = 4456;
@@ -45,10 +48,19 @@ enum Operation {
     Exp2,
     Max,
     F16,
+    ElementsOf,
+    AccumulatorOf,
+    OperandOf,
 }
 
-const FUNCTIONS: [(&str, Operation); 3] =
-    [("fragment_exp2", Operation::Exp2), ("fragment_max", Operation::Max), ("fragment_f16", Operation::F16)];
+const FUNCTIONS: [(&str, Operation); 6] = [
+    ("fragment_exp2", Operation::Exp2),
+    ("fragment_max", Operation::Max),
+    ("fragment_f16", Operation::F16),
+    ("elements_of", Operation::ElementsOf),
+    ("accumulator_of", Operation::AccumulatorOf),
+    ("operand_of", Operation::OperandOf),
+];
 
 /// An instruction: where it begins, and its words, the first being length and code.
 struct Instruction<'a> {
@@ -132,8 +144,8 @@ pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
             FUNCTIONS.iter().find(|(known, _)| *known == name).map(|(_, operation)| (i.words[1], *operation))
         })
         .collect();
-    if functions.len() != FUNCTIONS.len() {
-        return Err(missing("function of coop_elements.wgsl"));
+    if functions.is_empty() {
+        return Err(missing("function of coop_elements.wgsl or coop_rows.wgsl"));
     }
 
     let uint = find(TYPE_INT, &|w| w[2..] == [32, 0]).ok_or_else(|| missing("type u32"))?;
@@ -157,6 +169,10 @@ pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
     }
     let _ = ids.pointer(float);
 
+    // The type of a struct's first member.
+    let find_struct = |id: u32| {
+        all.iter().find(|i| i.code() == TYPE_STRUCT && i.words[1] == id && i.words.len() == 4).map(|i| i.words[2])
+    };
     // First the bodies, which declare pointer types, then the module around them.
     let mut bodies = Vec::new();
     for (i, instruction) in all.iter().enumerate().filter(|(_, i)| i.code() == FUNCTION) {
@@ -164,7 +180,19 @@ pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
         let parameter = all.get(i + 1).filter(|p| p.code() == FUNCTION_PARAMETER);
         let parameter = parameter.ok_or_else(|| missing("parameter of a function of coop_elements.wgsl"))?;
         let end = all[i..].iter().find(|j| j.code() == FUNCTION_END).ok_or_else(|| missing("end of a function"))?;
-        let body = body(&mut ids, *operation, instruction.words[1], parameter.words[1], parameter.words[2]);
+        let (result, given) = (instruction.words[1], [parameter.words[1], parameter.words[2]]);
+        let body = match operation {
+            Operation::Exp2 | Operation::Max | Operation::F16 => body(&mut ids, *operation, result, given[0], given[1]),
+            Operation::ElementsOf => {
+                let quad = find_struct(result).ok_or_else(|| missing("struct of elements"))?;
+                elements_of(&mut ids, result, quad, given)
+            }
+            Operation::AccumulatorOf => fragment_of(&mut ids, result, None, given[1]),
+            Operation::OperandOf => {
+                let half = find(TYPE_FLOAT, &|w| w[2] == 16).ok_or_else(|| missing("type f16"))?;
+                fragment_of(&mut ids, result, Some(half), given[1])
+            }
+        };
         bodies.push((parameter.at + parameter.words.len(), end.at, body));
     }
     let first_function = all.iter().find(|i| i.code() == FUNCTION).map_or(words.len(), |i| i.at);
@@ -213,6 +241,53 @@ pub(super) fn matrices_of_words(words: &[u32]) -> Result<Vec<u32>> {
         }
     }
     Ok(out)
+}
+
+/// A struct of two vectors of four with what a lane holds of a matrix.
+fn elements_of(ids: &mut Ids, result: u32, quad: u32, [matrix, parameter]: [u32; 2]) -> Vec<u32> {
+    let mut out = Vec::new();
+    push(&mut out, LABEL, &[ids.fresh()]);
+    let (matrix_pointer, float_pointer, variable) = (ids.pointer(matrix), ids.pointer(ids.float), ids.fresh());
+    push(&mut out, VARIABLE, &[matrix_pointer, variable, STORAGE_FUNCTION]);
+    push(&mut out, STORE, &[variable, parameter]);
+    let mut elements = Vec::new();
+    for index in ids.indices.clone() {
+        let (place, element) = (ids.fresh(), ids.fresh());
+        push(&mut out, ACCESS_CHAIN, &[float_pointer, place, variable, index]);
+        push(&mut out, LOAD, &[ids.float, element, place]);
+        elements.push(element);
+    }
+    let (low, high, both) = (ids.fresh(), ids.fresh(), ids.fresh());
+    for (id, four) in [low, high].into_iter().zip(elements.chunks(4)) {
+        push(&mut out, COMPOSITE_CONSTRUCT, &[&[quad, id], four].concat());
+    }
+    push(&mut out, COMPOSITE_CONSTRUCT, &[result, both, low, high]);
+    push(&mut out, RETURN_VALUE, &[both]);
+    out
+}
+
+/// A matrix from such a struct, its elements converted to the type `half` if given.
+fn fragment_of(ids: &mut Ids, matrix: u32, half: Option<u32>, parameter: u32) -> Vec<u32> {
+    let mut out = Vec::new();
+    push(&mut out, LABEL, &[ids.fresh()]);
+    let (matrix_pointer, variable) = (ids.pointer(matrix), ids.fresh());
+    let element_pointer = ids.pointer(half.unwrap_or(ids.float));
+    push(&mut out, VARIABLE, &[matrix_pointer, variable, STORAGE_FUNCTION]);
+    for (i, index) in (0..).zip(ids.indices.clone()) {
+        let (mut element, place) = (ids.fresh(), ids.fresh());
+        push(&mut out, COMPOSITE_EXTRACT, &[ids.float, element, parameter, i / 4, i % 4]);
+        if let Some(half) = half {
+            let converted = ids.fresh();
+            push(&mut out, F_CONVERT, &[half, converted, element]);
+            element = converted;
+        }
+        push(&mut out, ACCESS_CHAIN, &[element_pointer, place, variable, index]);
+        push(&mut out, STORE, &[place, element]);
+    }
+    let id = ids.fresh();
+    push(&mut out, LOAD, &[matrix, id, variable]);
+    push(&mut out, RETURN_VALUE, &[id]);
+    out
 }
 
 /// The blocks of one function: `parameter` of type `matrix` in, `result` out.

@@ -15,6 +15,7 @@ mod add;
 mod append_kv;
 mod attention;
 mod attention_coop;
+mod attention_rows;
 mod bands;
 mod blocks;
 mod buffer;
@@ -37,6 +38,7 @@ mod unroll;
 
 pub use attention::AttentionKernel;
 pub use attention_coop::CoopVariant;
+pub use attention_rows::RowsVariant;
 pub use buffer::Buffer;
 
 use super::params::*;
@@ -45,7 +47,7 @@ use crate::{DType, Error, Result};
 use context::Context;
 use link::Specialisation;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Which kernels a device runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -171,6 +173,7 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     append_kv::specialisations(traits, &mut list);
     attention::specialisations(traits, &mut list);
     attention_coop::specialisations(traits, &mut list);
+    attention_rows::specialisations(traits, &mut list);
     blocks::specialisations(traits, &mut list);
     build_index::specialisations(traits, &mut list);
     cast::specialisations(traits, &mut list);
@@ -202,6 +205,8 @@ pub struct Wgpu {
     placeholder: Buffer,
     /// What [`Wgpu::use_attention_kernel`] set.
     attention: Mutex<Option<AttentionKernel>>,
+    /// Whether fragments lie as `attention_rows` expects, once asked.
+    has_rows: OnceLock<bool>,
 }
 
 impl Wgpu {
@@ -231,6 +236,7 @@ impl Wgpu {
             recorder: Mutex::default(),
             placeholder,
             attention: Mutex::default(),
+            has_rows: OnceLock::new(),
         })
     }
 

@@ -1,0 +1,240 @@
+// Attention over a sparse index on cooperative matrices whose layout is known (shared/coop_rows.wgsl); what it computes and
+// what it relies on is in attention.wgsl, how a group walks its tiles in shared/coop_walk.wgsl.
+//
+// Each subgroup owns RM x 16 rows and every key: scores, softmax and probabilities never leave its registers. Lane l has, of
+// each fragment, rows l / 4 and l / 4 + 8, so that a row's maximum is two shuffles away, and the elements of an accumulator
+// are those of a left operand. Only K and V go through workgroup memory, and the queries where they do not stay in
+// registers.
+//
+// The output is rescaled only when a row's maximum has grown by a factor of 2^GROWTH: P and the sums use the same
+// reference, so this is exact, and 2^GROWTH = 256 keeps P far inside f16.
+@compute @workgroup_size(THREADS)
+fn main(at: Invocation) {
+    let id = linear_group(at);
+    if id >= p.heads * p.row_tiles {
+        return;
+    }
+    let lane = at.subgroup_lane;
+    let thread = at.subgroup * SG + lane;
+    let own_row = at.subgroup * TEAM_ROWS;
+    let block = own_row / 64u;
+    let head = id % p.heads;
+    let row0 = p.row_first + (p.row_tiles - 1u - id / p.heads) * ROWS;
+    let kv_head = (p.head_in_group + head) / p.group_size;
+    let k_base = p.k_at / 2u + kv_head * (p.k_head_stride / 8u);
+    let v_base = p.v_at / 2u + kv_head * (p.v_head_stride / 8u);
+
+    start_walk(head, row0 / 64u);
+    let n_init = window[p.window_at + 2u * head];
+    let n_local = window[p.window_at + 2u * head + 1u];
+    let scale = p.scale * LOG2_E;
+
+    var more = advance(block);
+    if more {
+        fetch_k(thread, k_base);
+    }
+    stage_queries(thread, head, row0);
+    workgroupBarrier();
+    let queries = own_row * PITCH;
+//@for r 0 RM
+//@for d 0 Q_REGISTERS
+    let q${r}_${d} = coopLoadT<FragmentA>(&s_tiles[queries + ${r*16}u * PITCH + ${2*d}u], PITCH);
+//@end
+//@end
+    workgroupBarrier();
+
+    // The output; of this lane's rows the maxima (twice, as elements lie), and this lane's part of the sums.
+//@for r 0 RM
+//@for n 0 ND
+    var o${r}_${n} = FragmentC();
+//@end
+    var m${r} = vec4<f32>(LOWEST);
+    var l${r} = vec4<f32>();
+//@end
+    // Positions of the first and the last query of this subgroup: what decides whether masks are needed.
+    let first_position = p.q_start + row0 + own_row;
+    let last_position = first_position + TEAM_ROWS - 1u;
+    let lane_row = lane / 4u;
+    let lane_column = 2u * (lane % 4u);
+
+    while more {
+        if (ABLATE & 8u) == 0u { put_tile(thread, K_PLACE); }
+        if (ABLATE & 16u) == 0u { workgroupBarrier(); }
+        if (ABLATE & 8u) == 0u { fetch_v(thread, v_base); }
+        let in_columns = is_columns;
+        let tile_start = tile_key;
+        let tile_first = tile_from;
+        let tile_end = tile_to;
+        let column_bits = tile_bits;
+        let busy = select(tile_first < tile_end, column_bits != 0u, in_columns);
+
+        // scores
+//@for r 0 RM
+//@for j 0 NB
+        var p${r}_${j} = Elements();
+//@end
+//@end
+        if busy {
+//@for r 0 RM
+//@for j 0 NB
+            var s${r}_${j} = FragmentC();
+//@end
+//@end
+            if (ABLATE & 4u) == 0u {
+//@for d 0 ND
+            {
+//@for r 0 RM*Q_STAYS
+                let q${r}_${d} = coopLoadT<FragmentA>(&s_tiles[queries + ${r*16}u * PITCH + ${2*d}u], PITCH);
+//@end
+//@for j 0 NB
+                {
+                    let b = coopLoad<FragmentB>(&s_tiles[K_PLACE + ${j*16}u * PITCH + ${2*d}u], PITCH);
+//@for r 0 RM
+                    s${r}_${j} = coopMultiplyAdd(q${r}_${d}, b, s${r}_${j});
+//@end
+                }
+//@end
+            }
+//@end
+            }
+
+//@for r 0 RM
+//@for j 0 NB
+            p${r}_${j} = elements_of(s${r}_${j});
+//@end
+//@end
+            if (ABLATE & 32u) == 0u {
+            // masks, only where the tile needs them
+            let ragged = tile_first > 0u || tile_end < BC;
+            let diagonal = tile_start + tile_end > first_position + 1u;
+            let windowed = tile_start + tile_end > n_init && last_position - min(last_position, tile_start) >= n_local;
+            let masked = in_columns || ragged || diagonal || windowed;
+            var grown = false;
+//@for r 0 RM
+            var top${r} = vec4<f32>(MASKED);
+            if masked {
+                var bits = vec2<u32>(column_bits);
+                if !in_columns {
+                    let position = first_position + ${r*16}u + lane_row;
+                    bits.x = seen(tile_start, tile_first, tile_end, position, n_init, n_local);
+                    bits.y = seen(tile_start, tile_first, tile_end, position + 8u, n_init, n_local);
+                }
+                let mine = (bits >> vec2<u32>(lane_column)).xxyy;
+//@for j 0 NB
+                let low${j} = mine & (vec4<u32>(1u, 2u, 1u, 2u) << vec4<u32>(${16*j}u));
+                let high${j} = mine & (vec4<u32>(1u, 2u, 1u, 2u) << vec4<u32>(${16*j+8}u));
+                p${r}_${j}.low = select(vec4<f32>(MASKED), p${r}_${j}.low, low${j} != vec4<u32>());
+                p${r}_${j}.high = select(vec4<f32>(MASKED), p${r}_${j}.high, high${j} != vec4<u32>());
+//@end
+            }
+//@for j 0 NB
+            top${r} = max(top${r}, max(p${r}_${j}.low, p${r}_${j}.high));
+//@end
+            {
+                let over = max(top${r}.xz, top${r}.yw) * scale > m${r}.xz + GROWTH;
+                grown = grown || over.x || over.y;
+            }
+//@end
+
+            if subgroupAny(grown) {
+//@for r 0 RM
+                {
+                    var highest = max(top${r}.xz, top${r}.yw);
+                    highest = max(highest, subgroupShuffleXor(highest, 1u));
+                    highest = max(highest, subgroupShuffleXor(highest, 2u)) * scale;
+                    let now = max(m${r}, highest.xxyy);
+                    let shrink = exp2(m${r} - now);
+                    m${r} = now;
+                    l${r} *= shrink;
+//@for n 0 ND
+                    var e${n} = elements_of(o${r}_${n});
+                    e${n}.low *= shrink;
+                    e${n}.high *= shrink;
+                    o${r}_${n} = accumulator_of(e${n});
+//@end
+                }
+//@end
+            }
+
+            }
+            // probabilities
+            if (ABLATE & 1u) == 0u {
+//@for r 0 RM
+//@for j 0 NB
+            p${r}_${j}.low = exp2(fma(p${r}_${j}.low, vec4<f32>(scale), -m${r}));
+            p${r}_${j}.high = exp2(fma(p${r}_${j}.high, vec4<f32>(scale), -m${r}));
+            l${r} += p${r}_${j}.low + p${r}_${j}.high;
+//@end
+//@end
+            }
+        }
+
+        if (ABLATE & 8u) == 0u { put_tile(thread, V_PLACE); }
+        if (ABLATE & 16u) == 0u { workgroupBarrier(); }
+        more = advance(block);
+        if more && (ABLATE & 8u) == 0u {
+            fetch_k(thread, k_base);
+        }
+
+        // accumulate
+        if busy && (ABLATE & 2u) == 0u {
+//@for x 0 NB
+            {
+//@for r 0 RM
+                let a${r} = operand_of(p${r}_${x});
+//@end
+//@for n 0 ND
+                {
+                    let b = coopLoadT<FragmentB>(&s_tiles[V_PLACE + ${x*16}u * PITCH + ${2*n}u], PITCH);
+//@for r 0 RM
+                    o${r}_${n} = coopMultiplyAdd(a${r}, b, o${r}_${n});
+//@end
+                }
+//@end
+            }
+//@end
+        }
+    }
+
+    // output: two lanes join their pairs of columns, so that each stores four neighbours
+    let out_base = p.out_at + head * (p.out_head_stride / 4u);
+    let odd = lane % 2u == 1u;
+//@for r 0 RM
+    {
+        var sum = l${r}.xz + l${r}.yw;
+        sum += subgroupShuffleXor(sum, 1u);
+        sum += subgroupShuffleXor(sum, 2u);
+        let inverse = select(vec2<f32>(), 1.0 / sum, sum > vec2<f32>());
+        let row = row0 + own_row + ${r*16}u + lane_row;
+        if p.write_lse != 0u && lane % 4u == 0u {
+            let place = p.lse_at + head * p.q_len + row;
+            let none = bitcast<f32>(negative_infinity);
+            if row < p.q_len {
+                lse[place] = select(none, (m${r}.x + log2(sum.x)) * LN_2, sum.x > 0.0);
+            }
+            if row + 8u < p.q_len {
+                lse[place + 8u] = select(none, (m${r}.z + log2(sum.y)) * LN_2, sum.y > 0.0);
+            }
+        }
+        let place = out_base + (row - p.row_first) * (p.out_row_stride / 4u);
+//@for n 0 ND
+        {
+            var e = elements_of(o${r}_${n});
+            e.low *= inverse.xxyy;
+            e.high *= inverse.xxyy;
+            let other = subgroupShuffleXor(select(e.high, e.low, odd), 1u);
+            let kept = select(e.low, e.high, odd);
+            let first = select(vec4<f32>(kept.xy, other.xy), vec4<f32>(other.xy, kept.xy), odd);
+            let second = select(vec4<f32>(kept.zw, other.zw), vec4<f32>(other.zw, kept.zw), odd);
+            let d = ${4*n}u + 2u * (lane % 2u) + lane % 4u / 2u;
+            if row < p.q_len && d < p.head_dim / 4u {
+                out[place + d] = to_out(first);
+            }
+            if row + 8u < p.q_len && d < p.head_dim / 4u {
+                out[place + 8u * (p.out_row_stride / 4u) + d] = to_out(second);
+            }
+        }
+//@end
+    }
+//@end
+}
