@@ -113,7 +113,8 @@ impl Wgpu {
         rows.chain(variants.into_iter().map(AttentionKernel::Coop)).chain([AttentionKernel::Tiles]).collect()
     }
 
-    fn has_rows(&self) -> bool {
+    /// Whether fragments lie as `coop_rows.wgsl` says; asked once.
+    pub(super) fn has_rows(&self) -> bool {
         *self.has_rows.get_or_init(|| attention_rows::has_rows(self))
     }
 
@@ -201,6 +202,11 @@ pub(super) fn strided<'a>(
     binding.part(first * elem, (end - first) * elem)
 }
 
+/// Whether rows of f16 lie at multiples of 16 bytes.
+pub(super) fn eighths(tensors: &[Binding], strides: &[[u32; 2]]) -> bool {
+    strides.iter().flatten().all(|s| s % 8 == 0) && tensors.iter().all(|x| x.start().is_multiple_of(16))
+}
+
 pub(super) fn attention(
     b: &Wgpu,
     p: &AttentionParams,
@@ -219,9 +225,11 @@ pub(super) fn attention(
 
     let lse = lse.map(Binding::from);
     let head_dim = kernel_head_dim(p.head_dim);
-    let eighths = [q_stride, k_stride, v_stride].iter().flatten().all(|s| s % 8 == 0)
-        && [q, k, v].iter().all(|x| x.start().is_multiple_of(16));
-    let kernel = if eighths { b.attention_kernel(head_dim) } else { AttentionKernel::Tiles };
+    let kernel = if eighths(&[q, k, v], &[q_stride, k_stride, v_stride]) {
+        b.attention_kernel(head_dim)
+    } else {
+        AttentionKernel::Tiles
+    };
     let (specialisation, tile_rows) = kernel.form(&b.context.traits, head_dim, out.dtype);
     let group = p.n_heads / p.n_kv_heads;
 

@@ -129,7 +129,7 @@ impl RowsVariant {
 }
 
 /// Whether a device could lay fragments out as `coop_rows.wgsl` says: 16 x 16, and 32 lanes.
-fn may_have_rows(traits: &Traits) -> bool {
+pub(super) fn may_have_rows(traits: &Traits) -> bool {
     traits.tier == Tier::Coop16 && traits.passthrough && (traits.subgroup_min, traits.subgroup_max) == (32, 32)
 }
 

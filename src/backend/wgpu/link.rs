@@ -28,7 +28,7 @@ const KERNELS: &[(&str, &str)] = sources!("shaders/":
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
     "coop_elements" "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar" "coop_tiles_vec4" "coop_walk" "dot_tile" "input8_vec4" "input8_wide"
-    "input8_words" "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "matmul_out"
+    "input8_words" "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4" "last_tile_dot" "last_tile_rows" "matmul_out"
     "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32" "radix_select" "reduce_subgroup" "reduce_workgroup"
     "rows16_subgroup" "rows16_workgroup" "scan_subgroup" "scan_workgroup" "stage_scalar" "stage_vec4" "stage_words"
     "team_subgroup" "team_workgroup" "tile_order" "weight8_vec4" "weight8_wide" "weight8_words" "weight_bf16"
