@@ -303,6 +303,7 @@ impl Context {
             subgroup_min: if capabilities.subgroups() { capabilities.info.subgroup_min_size } else { 0 },
             subgroup_max: if capabilities.subgroups() { capabilities.info.subgroup_max_size } else { 0 },
             workgroup_bytes: capabilities.limits.max_compute_workgroup_storage_size,
+            workgroup_invocations: capabilities.limits.max_compute_invocations_per_workgroup,
             passthrough: vulkan && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS),
         };
         let disk = device

@@ -112,6 +112,8 @@ pub struct Traits {
     pub subgroup_max: u32,
     /// Bytes of workgroup memory.
     pub workgroup_bytes: u32,
+    /// Invocations that a workgroup may have.
+    pub workgroup_invocations: u32,
     /// Whether SPIR-V can be given as it is: Vulkan.
     pub passthrough: bool,
 }
@@ -131,7 +133,9 @@ impl Traits {
 
     const fn of(tier: Tier, subgroup_min: u32, subgroup_max: u32, workgroup_bytes: u32) -> Self {
         let passthrough = matches!(tier, Tier::Coop16);
-        Self { tier, subgroup_min, subgroup_max, workgroup_bytes, passthrough }
+        // What every WebGPU device has, and what those named have.
+        let workgroup_invocations = if matches!(tier, Tier::Plain) { 256 } else { 1024 };
+        Self { tier, subgroup_min, subgroup_max, workgroup_bytes, workgroup_invocations, passthrough }
     }
 
     /// Whether activations are f16: every tier but the plain one.
