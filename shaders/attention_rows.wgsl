@@ -65,8 +65,12 @@ fn main(at: Invocation) {
         let tile_start = tile_key;
         let tile_first = tile_from;
         let tile_end = tile_to;
-        let column_bits = tile_bits;
-        let busy = select(tile_first < tile_end, column_bits != 0u, in_columns);
+        var any_column = 0u;
+//@for w 0 WORDS
+        let column_bits${w} = tile_bits${w};
+        any_column |= column_bits${w};
+//@end
+        let busy = select(tile_first < tile_end, any_column != 0u, in_columns);
 
         // scores
 //@for r 0 RM
@@ -113,18 +117,24 @@ fn main(at: Invocation) {
 //@for r 0 RM
             var top${r} = vec4<f32>(MASKED);
             if masked {
-                var bits = vec2<u32>(column_bits);
-                if !in_columns {
-                    let position = first_position + ${r*16}u + lane_row;
-                    bits.x = seen(tile_start, tile_first, tile_end, position, n_init, n_local);
-                    bits.y = seen(tile_start, tile_first, tile_end, position + 8u, n_init, n_local);
+//@for w 0 WORDS
+                {
+                    var bits = vec2<u32>(column_bits${w});
+                    if !in_columns {
+                        let position = first_position + ${r*16}u + lane_row;
+                        let first = max(tile_first, ${32*w}u) - ${32*w}u;
+                        let end = min(max(tile_end, ${32*w}u) - ${32*w}u, 32u);
+                        bits.x = seen(tile_start + ${32*w}u, first, end, position, n_init, n_local);
+                        bits.y = seen(tile_start + ${32*w}u, first, end, position + 8u, n_init, n_local);
+                    }
+                    let mine = (bits >> vec2<u32>(lane_column)).xxyy;
+//@for j 0 NB/WORDS
+                    let low${j} = mine & (vec4<u32>(1u, 2u, 1u, 2u) << vec4<u32>(${16*j}u));
+                    let high${j} = mine & (vec4<u32>(1u, 2u, 1u, 2u) << vec4<u32>(${16*j+8}u));
+                    p${r}_${w*NB/WORDS+j}.low = select(vec4<f32>(MASKED), p${r}_${w*NB/WORDS+j}.low, low${j} != vec4<u32>());
+                    p${r}_${w*NB/WORDS+j}.high = select(vec4<f32>(MASKED), p${r}_${w*NB/WORDS+j}.high, high${j} != vec4<u32>());
+//@end
                 }
-                let mine = (bits >> vec2<u32>(lane_column)).xxyy;
-//@for j 0 NB
-                let low${j} = mine & (vec4<u32>(1u, 2u, 1u, 2u) << vec4<u32>(${16*j}u));
-                let high${j} = mine & (vec4<u32>(1u, 2u, 1u, 2u) << vec4<u32>(${16*j+8}u));
-                p${r}_${j}.low = select(vec4<f32>(MASKED), p${r}_${j}.low, low${j} != vec4<u32>());
-                p${r}_${j}.high = select(vec4<f32>(MASKED), p${r}_${j}.high, high${j} != vec4<u32>());
 //@end
             }
 //@for j 0 NB

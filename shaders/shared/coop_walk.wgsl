@@ -94,7 +94,9 @@ var<private> tile_key: u32;
 var<private> tile_column: u32;
 var<private> tile_from: u32;
 var<private> tile_to: u32;
-var<private> tile_bits: u32;
+//@for w 0 WORDS
+var<private> tile_bits${w}: u32;
+//@end
 
 // Opens the walk of a head's row blocks from `first_block` on.
 fn start_walk(head: u32, first_block: u32) {
@@ -149,13 +151,17 @@ fn advance(block: u32) -> bool {
     is_columns = true;
     while next_column < 64u * p.column_tiles {
         var any = 0u;
-        tile_bits = 0u;
+//@for w 0 WORDS
+        tile_bits${w} = 0u;
+//@end
 //@for g 0 BLOCKS
         if keep${g} != NONE {
-            // BC is 32 or 16, and next_column a multiple of it.
-            let bits = (keep[keep${g} + next_column / 32u] >> (next_column % 32u)) & (NONE >> (32u - BC));
-            any |= bits;
-            tile_bits = select(tile_bits, bits, block == ${g}u);
+            // BC is 64, 32 or 16, and next_column a multiple of it.
+//@for w 0 WORDS
+            let bits${w} = (keep[keep${g} + next_column / 32u + ${w}u] >> (next_column % 32u)) & (NONE >> (32u - min(BC, 32u)));
+            any |= bits${w};
+            tile_bits${w} = select(tile_bits${w}, bits${w}, block == ${g}u);
+//@end
         }
 //@end
         tile_column = column_base + next_column;

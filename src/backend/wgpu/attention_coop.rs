@@ -164,6 +164,7 @@ impl CoopVariant {
             .constant("ND", head_dim / cm)
             .constant("ND_MEMBER", head_dim / cm / self.team)
             .constant("NB", self.keys / cm)
+            .constant("WORDS", 1)
             .constant("NB_MEMBER", self.keys / cm / self.team)
             .constant("STAGE", (self.keys * head_dim / 8).div_ceil(threads))
             .constant("SOFTMAX_TILES", softmax_tiles)

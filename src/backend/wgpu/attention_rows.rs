@@ -15,7 +15,7 @@ pub struct RowsVariant {
     pub subgroups: u32,
     /// Matrix rows (16 queries each) of a subgroup.
     pub row_tiles: u32,
-    /// Keys of a step: 16 or 32.
+    /// Keys of a step: 16, 32 or 64.
     pub keys: u32,
     /// Whether queries stay in workgroup memory instead of registers.
     pub queries_stay: bool,
@@ -52,6 +52,8 @@ const FORMS: &[(u32, u32, u32, bool)] = &[
     (2, 2, 32, true),
     (2, 2, 32, false),
     (4, 1, 32, true),
+    (8, 1, 64, false),
+    (4, 1, 64, false),
 ];
 
 impl RowsVariant {
@@ -113,6 +115,7 @@ impl RowsVariant {
             .constant("BLOCKS", self.rows() / 64)
             .constant("ND", head_dim / 16)
             .constant("NB", self.keys / 16)
+            .constant("WORDS", self.keys.div_ceil(32))
             .constant("STAGE", self.keys * head_dim / 8 / (32 * self.subgroups))
             .constant("Q_STAYS", u32::from(self.queries_stay))
             .constant("Q_REGISTERS", if self.queries_stay { 0 } else { head_dim / 16 })
