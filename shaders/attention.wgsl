@@ -80,9 +80,9 @@ const LN_2: f32 = 0.6931471805599453;
 const MASKED: f32 = -3e38;
 const LOWEST: f32 = -1e30;
 
-var<workgroup> s_q: array<vec4<f32>, TILE_Q * PITCH>;
+var<workgroup> s_q: array<Staged, TILE_Q * PITCH>;
 // A part of K, or of V.
-var<workgroup> s_kv: array<vec4<f32>, KV_VECS>;
+var<workgroup> s_kv: array<Staged, KV_VECS>;
 var<workgroup> s_p: array<vec${KEYS}<Probability>, TILE_Q * P_PITCH>;
 
 // The log-sum-exp of no key. A variable, because WGSL has no infinite constants.
@@ -122,7 +122,7 @@ var<private> v_part${i}: vec4<Elem>;
 // Reads STEP vec4s of each query and each key, from vec4 `first` on; rows beyond the last repeat it and are not written.
 // Slot i takes key (i % 16) * KEYS + i / 16, so that an invocation owns neighbouring keys and its reads hit different
 // banks.
-fn fetch_qk(lane: u32, q_base: u32, k_base: u32, row0: u32, first: u32) {
+fn fetch_q(lane: u32, q_base: u32, row0: u32, first: u32) {
 //@for i 0 Q_STAGE
     {
         let x = lane + ${i}u * THREADS;
@@ -134,6 +134,9 @@ fn fetch_qk(lane: u32, q_base: u32, k_base: u32, row0: u32, first: u32) {
         }
     }
 //@end
+}
+
+fn fetch_k(lane: u32, k_base: u32, first: u32) {
 //@for i 0 K_STAGE
     {
         let x = lane + ${i}u * THREADS;
@@ -147,20 +150,30 @@ fn fetch_qk(lane: u32, q_base: u32, k_base: u32, row0: u32, first: u32) {
 //@end
 }
 
-fn put_qk(lane: u32) {
+fn fetch_qk(lane: u32, q_base: u32, k_base: u32, row0: u32, first: u32) {
+    if STEP < HEAD_VECS {
+        fetch_q(lane, q_base, row0, first);
+    }
+    fetch_k(lane, k_base, first);
+}
+
+fn put_q(lane: u32) {
 //@for i 0 Q_STAGE
     {
         let x = lane + ${i}u * THREADS;
         if x < TILE_Q * STEP {
-            s_q[x / STEP * PITCH + x % STEP] = vec4<f32>(q_part${i});
+            s_q[x / STEP * PITCH + x % STEP] = Staged(q_part${i});
         }
     }
 //@end
+}
+
+fn put_k(lane: u32) {
 //@for i 0 K_STAGE
     {
         let x = lane + ${i}u * THREADS;
         if x < TILE_K * STEP {
-            s_kv[x / STEP * PITCH + x % STEP] = vec4<f32>(k_part${i});
+            s_kv[x / STEP * PITCH + x % STEP] = Staged(k_part${i});
         }
     }
 //@end
@@ -184,7 +197,7 @@ fn put_v(lane: u32) {
 //@for i 0 V_STAGE
     {
         let x = lane + ${i}u * THREADS;
-        s_kv[x / 16u * V_PITCH + x % 16u] = vec4<f32>(v_part${i});
+        s_kv[x / 16u * V_PITCH + x % 16u] = Staged(v_part${i});
     }
 //@end
 }
@@ -273,7 +286,12 @@ fn main(at: Invocation) {
     is_columns = false;
     next_column = 0u;
     var more = advance(tx, key_limit, keep_base, column_base);
-    if more {
+    // Queries that fit whole stay for good.
+    if STEP >= HEAD_VECS {
+        fetch_q(lane, q_base, row0, 0u);
+        put_q(lane);
+    }
+    if more && PREFETCH != 0u {
         fetch_qk(lane, q_base, k_base, row0, 0u);
     }
     while more {
@@ -285,19 +303,27 @@ fn main(at: Invocation) {
 //@end
         for (var first = 0u; first < HEAD_VECS; first += STEP) {
             workgroupBarrier();
-            put_qk(lane);
+            if PREFETCH == 0u {
+                fetch_qk(lane, q_base, k_base, row0, first);
+            }
+            if STEP < HEAD_VECS {
+                put_q(lane);
+            }
+            put_k(lane);
             workgroupBarrier();
-            if first + STEP < HEAD_VECS {
-                fetch_qk(lane, q_base, k_base, row0, first + STEP);
-            } else {
-                fetch_v(lane, v_base, 0u, 0u);
+            if PREFETCH != 0u {
+                if first + STEP < HEAD_VECS {
+                    fetch_qk(lane, q_base, k_base, row0, first + STEP);
+                } else {
+                    fetch_v(lane, v_base, 0u, 0u);
+                }
             }
             for (var d = 0u; d < STEP; d++) {
 //@for j 0 KEYS
-                let k${j} = s_kv[(tx + ${16*j}u) * PITCH + d];
+                let k${j} = vec4<f32>(s_kv[(tx + ${16*j}u) * PITCH + d]);
 //@end
 //@for i 0 ROWS
-                let q${i} = s_q[(ty * ROWS + ${i}u) * PITCH + d];
+                let q${i} = vec4<f32>(s_q[(ty * ROWS + ${i}u) * PITCH + d]);
 //@for j 0 KEYS
                 s${i}_${j} = fma(q${i}.x, k${j}.x, fma(q${i}.y, k${j}.y, fma(q${i}.z, k${j}.z, fma(q${i}.w, k${j}.w, s${i}_${j}))));
 //@end
@@ -358,15 +384,20 @@ fn main(at: Invocation) {
 //@for n 0 OUT_VECS
         for (var place = 0u; place < TILE_K; place += VALUES) {
             workgroupBarrier();
+            if PREFETCH == 0u {
+                fetch_v(lane, v_base, ${16*n}u, place);
+            }
             put_v(lane);
             workgroupBarrier();
-            if place + VALUES < TILE_K {
-                fetch_v(lane, v_base, ${16*n}u, place + VALUES);
-            } else if ${n+1}u < OUT_VECS {
-                fetch_v(lane, v_base, ${16*(n+1)}u, 0u);
-            } else {
+            let last = place + VALUES >= TILE_K && ${n+1}u >= OUT_VECS;
+            if last {
                 more = advance(tx, key_limit, keep_base, column_base);
-                if more {
+            }
+            if PREFETCH != 0u {
+                if !last {
+                    let wraps = place + VALUES >= TILE_K;
+                    fetch_v(lane, v_base, select(${16*n}u, ${16*(n+1)}u, wraps), select(place + VALUES, 0u, wraps));
+                } else if more {
                     fetch_qk(lane, q_base, k_base, row0, 0u);
                 }
             }
@@ -376,7 +407,7 @@ fn main(at: Invocation) {
 //@end
 //@for j 0 KEYS
                 {
-                    let value = s_kv[(i * KEYS + ${j}u) * V_PITCH + tx];
+                    let value = vec4<f32>(s_kv[(i * KEYS + ${j}u) * V_PITCH + tx]);
 //@for i 0 ROWS
                     o${i}_${n} = fma(vec4<f32>(p${i}[${j}]), value, o${i}_${n});
 //@end

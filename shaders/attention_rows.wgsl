@@ -43,13 +43,13 @@ fn main(at: Invocation) {
 //@end
     workgroupBarrier();
 
-    // The output; of this lane's rows the maxima (twice, as elements lie), and this lane's part of the sums.
+    // The output; of this lane's two rows the maxima, and this lane's part of the sums.
 //@for r 0 RM
 //@for n 0 ND
     var o${r}_${n} = FragmentC();
 //@end
-    var m${r} = vec4<f32>(LOWEST);
-    var l${r} = vec4<f32>();
+    var m${r} = vec2<f32>(LOWEST);
+    var l${r} = vec2<f32>();
 //@end
     // Positions of the first and the last query of this subgroup: what decides whether masks are needed.
     let first_position = p.q_start + row0 + own_row;
@@ -115,7 +115,8 @@ fn main(at: Invocation) {
             let masked = in_columns || ragged || diagonal || windowed;
             var grown = false;
 //@for r 0 RM
-            var top${r} = vec4<f32>(MASKED);
+            var low_top${r} = vec4<f32>(MASKED);
+            var high_top${r} = vec4<f32>(MASKED);
             if masked {
 //@for w 0 WORDS
                 {
@@ -127,10 +128,11 @@ fn main(at: Invocation) {
                         bits.x = seen(tile_start + ${32*w}u, first, end, position, n_init, n_local);
                         bits.y = seen(tile_start + ${32*w}u, first, end, position + 8u, n_init, n_local);
                     }
-                    let mine = (bits >> vec2<u32>(lane_column)).xxyy;
+                    let mine = bits >> vec2<u32>(lane_column);
 //@for j 0 NB/WORDS
-                    let low${j} = mine & (vec4<u32>(1u, 2u, 1u, 2u) << vec4<u32>(${16*j}u));
-                    let high${j} = mine & (vec4<u32>(1u, 2u, 1u, 2u) << vec4<u32>(${16*j+8}u));
+                    let columns${j} = vec4<u32>(1u, 2u, 256u, 512u) << vec4<u32>(${16*j}u);
+                    let low${j} = mine.xxxx & columns${j};
+                    let high${j} = mine.yyyy & columns${j};
                     p${r}_${w*NB/WORDS+j}.low = select(vec4<f32>(MASKED), p${r}_${w*NB/WORDS+j}.low, low${j} != vec4<u32>());
                     p${r}_${w*NB/WORDS+j}.high = select(vec4<f32>(MASKED), p${r}_${w*NB/WORDS+j}.high, high${j} != vec4<u32>());
 //@end
@@ -138,28 +140,28 @@ fn main(at: Invocation) {
 //@end
             }
 //@for j 0 NB
-            top${r} = max(top${r}, max(p${r}_${j}.low, p${r}_${j}.high));
+            low_top${r} = max(low_top${r}, p${r}_${j}.low);
+            high_top${r} = max(high_top${r}, p${r}_${j}.high);
 //@end
-            {
-                let over = max(top${r}.xz, top${r}.yw) * scale > m${r}.xz + GROWTH;
-                grown = grown || over.x || over.y;
-            }
+            let low_pair${r} = max(low_top${r}.xy, low_top${r}.zw);
+            let high_pair${r} = max(high_top${r}.xy, high_top${r}.zw);
+            let top${r} = vec2<f32>(max(low_pair${r}.x, low_pair${r}.y), max(high_pair${r}.x, high_pair${r}.y));
+            grown = grown || any(top${r} * scale > m${r} + GROWTH);
 //@end
 
             if subgroupAny(grown) {
 //@for r 0 RM
                 {
-                    var highest = max(top${r}.xz, top${r}.yw);
-                    highest = max(highest, subgroupShuffleXor(highest, 1u));
+                    var highest = max(top${r}, subgroupShuffleXor(top${r}, 1u));
                     highest = max(highest, subgroupShuffleXor(highest, 2u)) * scale;
-                    let now = max(m${r}, highest.xxyy);
+                    let now = max(m${r}, highest);
                     let shrink = exp2(m${r} - now);
                     m${r} = now;
                     l${r} *= shrink;
 //@for n 0 ND
                     var e${n} = elements_of(o${r}_${n});
-                    e${n}.low *= shrink;
-                    e${n}.high *= shrink;
+                    e${n}.low *= shrink.x;
+                    e${n}.high *= shrink.y;
                     o${r}_${n} = accumulator_of(e${n});
 //@end
                 }
@@ -171,9 +173,13 @@ fn main(at: Invocation) {
             if (ABLATE & 1u) == 0u {
 //@for r 0 RM
 //@for j 0 NB
-            p${r}_${j}.low = exp2(fma(p${r}_${j}.low, vec4<f32>(scale), -m${r}));
-            p${r}_${j}.high = exp2(fma(p${r}_${j}.high, vec4<f32>(scale), -m${r}));
-            l${r} += p${r}_${j}.low + p${r}_${j}.high;
+            p${r}_${j}.low = exp2(fma(p${r}_${j}.low, vec4<f32>(scale), vec4<f32>(-m${r}.x)));
+            p${r}_${j}.high = exp2(fma(p${r}_${j}.high, vec4<f32>(scale), vec4<f32>(-m${r}.y)));
+            {
+                let low = p${r}_${j}.low.xy + p${r}_${j}.low.zw;
+                let high = p${r}_${j}.high.xy + p${r}_${j}.high.zw;
+                l${r} += vec2<f32>(low.x + low.y, high.x + high.y);
+            }
 //@end
 //@end
             }
@@ -211,8 +217,7 @@ fn main(at: Invocation) {
     let odd = lane % 2u == 1u;
 //@for r 0 RM
     {
-        var sum = l${r}.xz + l${r}.yw;
-        sum += subgroupShuffleXor(sum, 1u);
+        var sum = l${r} + subgroupShuffleXor(l${r}, 1u);
         sum += subgroupShuffleXor(sum, 2u);
         let inverse = select(vec2<f32>(), 1.0 / sum, sum > vec2<f32>());
         let row = row0 + own_row + ${r*16}u + lane_row;
@@ -223,19 +228,20 @@ fn main(at: Invocation) {
                 lse[place] = select(none, (m${r}.x + log2(sum.x)) * LN_2, sum.x > 0.0);
             }
             if row + 8u < p.q_len {
-                lse[place + 8u] = select(none, (m${r}.z + log2(sum.y)) * LN_2, sum.y > 0.0);
+                lse[place + 8u] = select(none, (m${r}.y + log2(sum.y)) * LN_2, sum.y > 0.0);
             }
         }
         let place = out_base + (row - p.row_first) * (p.out_row_stride / 4u);
 //@for n 0 ND
         {
             var e = elements_of(o${r}_${n});
-            e.low *= inverse.xxyy;
-            e.high *= inverse.xxyy;
-            let other = subgroupShuffleXor(select(e.high, e.low, odd), 1u);
-            let kept = select(e.low, e.high, odd);
-            let first = select(vec4<f32>(kept.xy, other.xy), vec4<f32>(other.xy, kept.xy), odd);
-            let second = select(vec4<f32>(kept.zw, other.zw), vec4<f32>(other.zw, kept.zw), odd);
+            e.low *= inverse.x;
+            e.high *= inverse.y;
+            let left = vec4<f32>(e.low.xy, e.high.xy);
+            let right = vec4<f32>(e.low.zw, e.high.zw);
+            let other = subgroupShuffleXor(select(right, left, odd), 1u);
+            let first = select(vec4<f32>(left.xy, other.xy), vec4<f32>(other.xy, right.xy), odd);
+            let second = select(vec4<f32>(left.zw, other.zw), vec4<f32>(other.zw, right.zw), odd);
             let d = ${4*n}u + 2u * (lane % 2u) + lane % 4u / 2u;
             if row < p.q_len && d < p.head_dim / 4u {
                 out[place + d] = to_out(first);

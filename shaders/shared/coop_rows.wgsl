@@ -1,7 +1,6 @@
 // The eight elements of a 16 x 16 fragment that a lane of 32 holds, where a device lays fragments out as this does: lane l
-// has rows l / 4 and l / 4 + 8, columns 2 (l % 4), the next one, and those 8 further on, of an accumulator and of a left
-// operand alike. low is (row, column), (row, + 1), (+ 8, column), (+ 8, + 1); high the same 8 columns on. coop_layout.wgsl
-// finds out whether a device does.
+// has rows l / 4 (low) and l / 4 + 8 (high), and of each the columns c = 2 (l % 4), c + 1, c + 8 and c + 9, of an accumulator
+// and of a left operand alike. coop_layout.wgsl finds out whether a device does; an H100 does.
 //
 // These bodies never run: `elements.rs` replaces them in the SPIR-V, by name.
 struct Elements {

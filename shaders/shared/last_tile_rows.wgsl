@@ -86,8 +86,8 @@ fn score_tile(at: Invocation) -> array<vec4<f32>, 8> {
 //@for j 0 2
     {
         let e = elements_of(s${h}_${j});
-        result[${2*h+j}] = vec4<f32>(e.low.xy, e.high.xy);
-        result[${4+2*h+j}] = vec4<f32>(e.low.zw, e.high.zw);
+        result[${2*h+j}] = e.low;
+        result[${4+2*h+j}] = e.high;
     }
 //@end
 //@end

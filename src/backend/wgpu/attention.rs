@@ -30,8 +30,10 @@ struct Tile {
     keys: u32,
     step: u32,
     values: u32,
-    /// Whether probabilities are kept as f16.
+    /// Whether tiles and probabilities are kept as f16.
     half: bool,
+    /// Whether a part is on its way from storage while the one before is multiplied.
+    prefetch: bool,
 }
 
 impl Tile {
@@ -43,17 +45,43 @@ impl Tile {
     /// Bytes of workgroup memory, as the arrays of `attention.wgsl` and `rows16_workgroup.wgsl` add up.
     fn bytes(&self, shuffles: bool) -> u32 {
         let queries = 8 * self.rows;
-        let probabilities = queries * 17 * self.keys * if self.half { 2 } else { 4 };
+        let elem = if self.half { 2 } else { 4 };
+        let probabilities = queries * 17 * self.keys * elem;
         let reductions = if shuffles { 0 } else { 128 * self.rows * 4 };
-        (queries * (self.step + 1) + self.kv_vecs()) * 16 + probabilities + reductions
+        (queries * (self.step + 1) + self.kv_vecs()) * 4 * elem + probabilities + reductions
     }
 
     /// The largest that fits: 64 queries x 64 keys from 48 KiB on, with f16 probabilities from 32 KiB on.
     fn choose(traits: &Traits) -> Self {
-        let all = [(8, 4, 8, 64, false), (8, 4, 8, 32, true), (4, 4, 8, 32, false), (4, 2, 4, 16, false)];
-        let tiles = all.map(|(rows, keys, step, values, half)| Self { rows, keys, step, values, half });
+        let v: usize = std::env::var("MINFERENCE_TILE").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+        let first = [
+            (8, 4, 8, 64, false, true),
+            (8, 4, 8, 64, true, true),
+            (8, 4, 32, 64, true, false),
+            (8, 4, 16, 64, true, true),
+            (4, 4, 32, 64, true, false),
+            (8, 4, 16, 64, true, false),
+            (4, 4, 8, 64, false, true),
+            (8, 2, 8, 32, false, true),
+        ][v];
+        let all = [
+            first,
+            (8, 4, 8, 64, false, true),
+            (8, 4, 8, 32, true, true),
+            (4, 4, 8, 32, false, true),
+            (4, 2, 4, 16, false, true),
+        ];
+        let tiles =
+            all.map(|(rows, keys, step, values, half, prefetch)| Self { rows, keys, step, values, half, prefetch });
         let fits = |t: &Self| (traits.f16() || !t.half) && t.bytes(shuffles(traits)) <= traits.workgroup_bytes;
-        tiles.into_iter().find(fits).unwrap_or(Self { rows: 2, keys: 2, step: 2, values: 8, half: false })
+        tiles.into_iter().find(fits).unwrap_or(Self {
+            rows: 2,
+            keys: 2,
+            step: 2,
+            values: 8,
+            half: false,
+            prefetch: true,
+        })
     }
 }
 
@@ -154,6 +182,8 @@ fn specialisation(traits: &Traits, head_dim: u32, out: DType) -> Specialisation 
         .constant("V_STAGE", tile.values * 16 / 128)
         .constant("OUT_VECS", head_dim.div_ceil(64))
         .alias("Probability", if tile.half { "f16" } else { "f32" })
+        .alias("Staged", if tile.half { "vec4<f16>" } else { "vec4<f32>" })
+        .constant("PREFETCH", u32::from(tile.prefetch))
         .write(out, 4)
         .lanes(4)
         .with(invocation(traits))

@@ -151,16 +151,13 @@ pub(super) fn has_rows(b: &Wgpu) -> bool {
         b.dispatch(&layout(&b.context.traits), &(), &[binding], [1; 3])?;
         Ok(bytemuck::pod_collect_to_vec(&b.download_bytes(&buffer, 0..4 * 512)?))
     };
-    if std::env::var_os("MINFERENCE_LAYOUT").is_some() {
-        eprintln!("{:?}", ask());
-    }
     ask().is_ok_and(|found| found.iter().map(|&place| place as usize).eq(expected_layout()))
 }
 
 /// What `coop_layout.wgsl` finds where fragments lie as `coop_rows.wgsl` says.
 fn expected_layout() -> impl Iterator<Item = usize> {
     let elements = (0..32).flat_map(|lane| {
-        let place = move |i: usize| (lane / 4 + i / 2 % 2 * 8) * 16 + lane % 4 * 2 + i % 2 + i / 4 * 8;
+        let place = move |i: usize| (lane / 4 + i / 4 * 8) * 16 + lane % 4 * 2 + i % 2 + i / 2 % 2 * 8;
         (0..8).map(place)
     });
     elements.chain(0..256)
