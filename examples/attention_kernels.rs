@@ -13,6 +13,7 @@ use minference::attention::attend;
 use minference::backend::cpu::Cpu;
 use minference::backend::wgpu::{AttentionKernel, Options, Wgpu};
 use minference::backend::{Backend, params::BLOCK};
+use minference::bench::{Inputs, bands, hash};
 use minference::estimate::{choose, estimate, from_sets};
 use minference::index::SparseIndex;
 use minference::ops::{self, AttentionShape};
@@ -20,7 +21,6 @@ use minference::pattern::HeadPattern;
 use minference::tensor::Tensor;
 use minference::{DType, Error, Result};
 use rayon::prelude::*;
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 struct Arguments {
@@ -68,75 +68,25 @@ fn arguments() -> Result<Arguments> {
     Ok(a)
 }
 
-/// SplitMix64 of a counter: the same values in any order.
-fn hash(seed: u64, i: u64) -> u64 {
-    let mut z = (seed.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ i).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// Roughly normal values, rounded to f16.
-fn normal(n: usize, seed: u64, deviation: f32) -> Vec<half::f16> {
-    let value = |i: usize| {
-        let z = hash(seed, i as u64);
-        let sum: f32 = (0..4).map(|k| (z >> (16 * k) & 0xffff) as f32 / 65536.0 - 0.5).sum();
-        half::f16::from_f32(sum * 1.732 * deviation)
-    };
-    (0..n).into_par_iter().map(value).collect()
-}
-
-/// One layer: token-major queries, head-major keys and values.
-struct Layer {
-    shape: AttentionShape,
-    q: Vec<half::f16>,
-    k: Vec<half::f16>,
-    v: Vec<half::f16>,
-}
+/// A row of the output in f64, from a layer's values.
+struct Layer(Inputs);
 
 impl Layer {
     fn new(n_heads: usize, n_kv_heads: usize, head_dim: usize, q_len: usize, q_start: usize) -> Self {
-        let kv_len = q_start + q_len;
-        let shape = AttentionShape {
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            q_len,
-            kv_len,
-            q_start,
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            q_stride: [n_heads * head_dim, head_dim],
-            k_stride: [head_dim, kv_len * head_dim],
-            v_stride: [head_dim, kv_len * head_dim],
-            out_stride: [n_heads * head_dim, head_dim],
-        };
-        let keys = n_kv_heads * kv_len * head_dim;
-        Self { shape, q: normal(n_heads * q_len * head_dim, 1, 1.0), k: normal(keys, 2, 1.0), v: normal(keys, 3, 1.0) }
-    }
-
-    fn on<B: Backend>(&self, b: &B) -> Result<[Tensor<B>; 3]> {
-        let upload = |x: &[half::f16]| match b.activation() {
-            DType::F16 => Tensor::from_slice(b, DType::F16, [x.len()], x),
-            other => {
-                let values: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
-                debug_assert_eq!(other, DType::F32);
-                Tensor::from_slice(b, DType::F32, [x.len()], &values)
-            }
-        };
-        Ok([upload(&self.q)?, upload(&self.k)?, upload(&self.v)?])
+        Self(Inputs::random(n_heads, n_kv_heads, head_dim, q_len, q_start))
     }
 
     /// One row of the output in f64, over these keys.
     fn row(&self, head: usize, query: usize, keys: &[usize]) -> Vec<f64> {
-        let s = &self.shape;
-        let q = &self.q[query * s.q_stride[0] + head * s.q_stride[1]..][..s.head_dim];
+        let Inputs { shape: s, q, k, v } = &self.0;
+        let q = &q[query * s.q_stride[0] + head * s.q_stride[1]..][..s.head_dim];
         let kv_head = head / (s.n_heads / s.n_kv_heads);
         let row = |x: &'_ [half::f16], key: usize| -> Vec<f64> {
             let start = kv_head * s.k_stride[1] + key * s.k_stride[0];
             x[start..start + s.head_dim].iter().map(|x| x.to_f64()).collect()
         };
         let score = |&key: &usize| -> f64 {
-            let dot: f64 = q.iter().zip(row(&self.k, key)).map(|(q, k)| q.to_f64() * k).sum();
+            let dot: f64 = q.iter().zip(row(k, key)).map(|(q, k)| q.to_f64() * k).sum();
             dot * f64::from(s.scale)
         };
         let scores: Vec<f64> = keys.par_iter().map(score).collect();
@@ -145,7 +95,7 @@ impl Layer {
         for (key, score) in keys.iter().zip(&scores) {
             let weight = (score - top).exp();
             sum += weight;
-            out.iter_mut().zip(row(&self.v, *key)).for_each(|(o, v)| *o += weight * v);
+            out.iter_mut().zip(row(v, *key)).for_each(|(o, v)| *o += weight * v);
         }
         out.iter().map(|o| o / sum).collect()
     }
@@ -197,33 +147,6 @@ fn time(b: &Wgpu, budget: f64, mut call: impl FnMut() -> Result<()>) -> Result<f
     Ok(times[times.len() / 2])
 }
 
-/// The offsets and columns of the `bands` recipe.
-fn bands(n: usize, columns: usize, offsets: usize, head: usize) -> (Vec<u32>, Vec<u32>) {
-    let mut count = 0;
-    let mut next = || {
-        count += 1;
-        hash(1000003 + head as u64, count) as usize
-    };
-    let (columns, offsets) = (columns.min(n), offsets.min(n));
-    let mut v: BTreeSet<usize> = (0..columns.min(30)).collect();
-    while v.len() < columns {
-        v.insert(next() % n);
-    }
-    let base = (offsets / 2).max(offsets.min(100));
-    let mut s: BTreeSet<usize> = (0..base).collect();
-    while s.len() < offsets {
-        let width = 32 + next() % 225;
-        let first = base + next() % (n - base).max(1);
-        for offset in first..(first + width).min(n) {
-            if s.len() < offsets {
-                s.insert(offset);
-            }
-        }
-    }
-    let u32s = |set: BTreeSet<usize>| set.into_iter().map(|x| x as u32).collect();
-    (u32s(v), u32s(s))
-}
-
 /// Every row of short inputs against the CPU, for every kernel; says which are right.
 fn check(b: &Wgpu, kernels: &[AttentionKernel], heads: usize, kv_heads: usize, head_dim: usize) -> Result<()> {
     let cpu = Cpu::new();
@@ -232,8 +155,8 @@ fn check(b: &Wgpu, kernels: &[AttentionKernel], heads: usize, kv_heads: usize, h
     for (q_len, q_start) in [(1000, 0), (1024, 0), (333, 1000), (1, 0)] {
         let layer = Layer::new(heads, kv_heads, head_dim, q_len, q_start);
         fn run<B: Backend>(b: &B, layer: &Layer, patterns: &[HeadPattern]) -> Result<Vec<f32>> {
-            let [q, k, v] = layer.on(b)?;
-            let s = &layer.shape;
+            let [q, k, v] = layer.0.upload(b)?;
+            let s = &layer.0.shape;
             let mut out = Tensor::alloc(b, DType::F32, [s.q_len, s.n_heads * s.head_dim])?;
             attend(b, patterns, s, q.view(), k.view(), v.view(), out.view_mut(), None)?;
             out.to_f32(b)
@@ -264,7 +187,7 @@ fn index(
     q: &Tensor<Wgpu>,
     k: &Tensor<Wgpu>,
 ) -> Result<SparseIndex<Wgpu>> {
-    let s = &layer.shape;
+    let s = &layer.0.shape;
     match pattern {
         HeadPattern::VerticalSlash { columns, offsets } => {
             let sets = (0..s.n_heads).into_par_iter().map(|h| bands(s.kv_len, columns, offsets, h));
@@ -319,7 +242,7 @@ fn time_kernels(b: &Wgpu, mut call: impl FnMut() -> Result<()>) -> Result<()> {
 
 /// Prints what one decoding step takes, over all keys.
 fn time_decoding(b: &Wgpu, a: &Arguments, layer: &Layer, q: &Tensor<Wgpu>, [k, v]: [&Tensor<Wgpu>; 2]) -> Result<()> {
-    let s = &layer.shape;
+    let s = &layer.0.shape;
     let one = AttentionShape { q_len: 1, q_start: s.kv_len - 1, ..*s };
     let mut out = Tensor::alloc(b, b.activation(), [s.n_heads * s.head_dim])?;
     let seconds = time(b, a.seconds, || ops::decode_attention(b, &one, q.view(), k.view(), v.view(), out.view_mut()))?;
@@ -338,8 +261,8 @@ fn main() -> Result<()> {
 
     for &n in &a.lengths {
         let layer = Layer::new(a.heads, a.kv_heads, a.head_dim, n, 0);
-        let s = &layer.shape;
-        let [q, k, v] = layer.on(&b)?;
+        let s = &layer.0.shape;
+        let [q, k, v] = layer.0.upload(&b)?;
         let mut out = Tensor::alloc(&b, b.activation(), [n, s.n_heads * s.head_dim])?;
         println!("\n{n} tokens, {} heads on {}, head dim {}", s.n_heads, s.n_kv_heads, s.head_dim);
         time_steps(&b, &a, s, &q, &k)?;

@@ -6,10 +6,10 @@
 // walks its row block's ranges in tiles of TILE_K keys from wherever they start, then the tiles of single columns whose
 // keep mask is not empty. Later row blocks have more keys and come first, all heads of a row block together.
 //
-// All arithmetic is f32. Tiles of Q, K and V lie in workgroup memory as f32 too: converting an f16 where it is used would
-// be done again for each of the 8 rows or 4 keys that an invocation has, 3 conversions to 8 multiplications. So that they
-// fit, they come in parts: STEP vec4s of Q and K at a time for the scores, 64 elements of VALUES values for the output. Each
-// part is read from storage while the one before is multiplied.
+// All arithmetic is f32. Tiles of Q, K and V lie in workgroup memory as f16 where they come as f16: that costs three
+// conversions to 8 multiplications, but f32 would take twice its traffic, and on an H100 twice the time. They come in
+// parts, STEP vec4s of Q and K at a time for the scores, 64 elements of VALUES values for the output; each part is read from
+// storage while the one before is multiplied.
 // Relies on build_index: ranges and columns of a row are disjoint, columns lie before the row block.
 //
 // Why no index needs a check: heads and row blocks are below those of the index (the guard on `id`); the ranges of a row
@@ -122,7 +122,7 @@ var<private> v_part${i}: vec4<Elem>;
 // Reads STEP vec4s of each query and each key, from vec4 `first` on; rows beyond the last repeat it and are not written.
 // Slot i takes key (i % 16) * KEYS + i / 16, so that an invocation owns neighbouring keys and its reads hit different
 // banks.
-fn fetch_q(lane: u32, q_base: u32, row0: u32, first: u32) {
+fn fetch_qk(lane: u32, q_base: u32, k_base: u32, row0: u32, first: u32) {
 //@for i 0 Q_STAGE
     {
         let x = lane + ${i}u * THREADS;
@@ -134,9 +134,6 @@ fn fetch_q(lane: u32, q_base: u32, row0: u32, first: u32) {
         }
     }
 //@end
-}
-
-fn fetch_k(lane: u32, k_base: u32, first: u32) {
 //@for i 0 K_STAGE
     {
         let x = lane + ${i}u * THREADS;
@@ -150,14 +147,7 @@ fn fetch_k(lane: u32, k_base: u32, first: u32) {
 //@end
 }
 
-fn fetch_qk(lane: u32, q_base: u32, k_base: u32, row0: u32, first: u32) {
-    if STEP < HEAD_VECS {
-        fetch_q(lane, q_base, row0, first);
-    }
-    fetch_k(lane, k_base, first);
-}
-
-fn put_q(lane: u32) {
+fn put_qk(lane: u32) {
 //@for i 0 Q_STAGE
     {
         let x = lane + ${i}u * THREADS;
@@ -166,9 +156,6 @@ fn put_q(lane: u32) {
         }
     }
 //@end
-}
-
-fn put_k(lane: u32) {
 //@for i 0 K_STAGE
     {
         let x = lane + ${i}u * THREADS;
@@ -286,12 +273,7 @@ fn main(at: Invocation) {
     is_columns = false;
     next_column = 0u;
     var more = advance(tx, key_limit, keep_base, column_base);
-    // Queries that fit whole stay for good.
-    if STEP >= HEAD_VECS {
-        fetch_q(lane, q_base, row0, 0u);
-        put_q(lane);
-    }
-    if more && PREFETCH != 0u {
+    if more {
         fetch_qk(lane, q_base, k_base, row0, 0u);
     }
     while more {
@@ -303,20 +285,12 @@ fn main(at: Invocation) {
 //@end
         for (var first = 0u; first < HEAD_VECS; first += STEP) {
             workgroupBarrier();
-            if PREFETCH == 0u {
-                fetch_qk(lane, q_base, k_base, row0, first);
-            }
-            if STEP < HEAD_VECS {
-                put_q(lane);
-            }
-            put_k(lane);
+            put_qk(lane);
             workgroupBarrier();
-            if PREFETCH != 0u {
-                if first + STEP < HEAD_VECS {
-                    fetch_qk(lane, q_base, k_base, row0, first + STEP);
-                } else {
-                    fetch_v(lane, v_base, 0u, 0u);
-                }
+            if first + STEP < HEAD_VECS {
+                fetch_qk(lane, q_base, k_base, row0, first + STEP);
+            } else {
+                fetch_v(lane, v_base, 0u, 0u);
             }
             for (var d = 0u; d < STEP; d++) {
 //@for j 0 KEYS
@@ -384,22 +358,17 @@ fn main(at: Invocation) {
 //@for n 0 OUT_VECS
         for (var place = 0u; place < TILE_K; place += VALUES) {
             workgroupBarrier();
-            if PREFETCH == 0u {
-                fetch_v(lane, v_base, ${16*n}u, place);
-            }
             put_v(lane);
             workgroupBarrier();
             let last = place + VALUES >= TILE_K && ${n+1}u >= OUT_VECS;
             if last {
                 more = advance(tx, key_limit, keep_base, column_base);
             }
-            if PREFETCH != 0u {
-                if !last {
-                    let wraps = place + VALUES >= TILE_K;
-                    fetch_v(lane, v_base, select(${16*n}u, ${16*(n+1)}u, wraps), select(place + VALUES, 0u, wraps));
-                } else if more {
-                    fetch_qk(lane, q_base, k_base, row0, 0u);
-                }
+            if !last {
+                let wraps = place + VALUES >= TILE_K;
+                fetch_v(lane, v_base, select(${16*n}u, ${16*(n+1)}u, wraps), select(place + VALUES, 0u, wraps));
+            } else if more {
+                fetch_qk(lane, q_base, k_base, row0, 0u);
             }
             for (var i = 0u; i < VALUES / KEYS; i++) {
 //@for i 0 ROWS

@@ -32,6 +32,7 @@ fn main(at: Invocation) {
     var more = advance(block);
     if more {
         fetch_k(thread, k_base);
+        fetch_v(thread, v_base);
     }
     stage_queries(thread, head, row0);
     workgroupBarrier();
@@ -58,9 +59,8 @@ fn main(at: Invocation) {
     let lane_column = 2u * (lane % 4u);
 
     while more {
-        if (ABLATE & 8u) == 0u { put_tile(thread, K_PLACE); }
-        if (ABLATE & 16u) == 0u { workgroupBarrier(); }
-        if (ABLATE & 8u) == 0u { fetch_v(thread, v_base); }
+        put_k(thread);
+        workgroupBarrier();
         let in_columns = is_columns;
         let tile_start = tile_key;
         let tile_first = tile_from;
@@ -71,6 +71,10 @@ fn main(at: Invocation) {
         any_column |= column_bits${w};
 //@end
         let busy = select(tile_first < tile_end, any_column != 0u, in_columns);
+        more = advance(block);
+        if more {
+            fetch_k(thread, k_base);
+        }
 
         // scores
 //@for r 0 RM
@@ -84,7 +88,6 @@ fn main(at: Invocation) {
             var s${r}_${j} = FragmentC();
 //@end
 //@end
-            if (ABLATE & 4u) == 0u {
 //@for d 0 ND
             {
 //@for r 0 RM*Q_STAYS
@@ -100,14 +103,13 @@ fn main(at: Invocation) {
 //@end
             }
 //@end
-            }
 
 //@for r 0 RM
 //@for j 0 NB
             p${r}_${j} = elements_of(s${r}_${j});
 //@end
 //@end
-            if (ABLATE & 32u) == 0u {
+
             // masks, only where the tile needs them
             let ragged = tile_first > 0u || tile_end < BC;
             let diagonal = tile_start + tile_end > first_position + 1u;
@@ -168,9 +170,7 @@ fn main(at: Invocation) {
 //@end
             }
 
-            }
             // probabilities
-            if (ABLATE & 1u) == 0u {
 //@for r 0 RM
 //@for j 0 NB
             p${r}_${j}.low = exp2(fma(p${r}_${j}.low, vec4<f32>(scale), vec4<f32>(-m${r}.x)));
@@ -182,18 +182,16 @@ fn main(at: Invocation) {
             }
 //@end
 //@end
-            }
         }
 
-        if (ABLATE & 8u) == 0u { put_tile(thread, V_PLACE); }
-        if (ABLATE & 16u) == 0u { workgroupBarrier(); }
-        more = advance(block);
-        if more && (ABLATE & 8u) == 0u {
-            fetch_k(thread, k_base);
+        put_v(thread);
+        workgroupBarrier();
+        if more {
+            fetch_v(thread, v_base);
         }
 
         // accumulate
-        if busy && (ABLATE & 2u) == 0u {
+        if busy {
 //@for x 0 NB
             {
 //@for r 0 RM

@@ -184,6 +184,14 @@ fn main(at: Invocation) {
         emit(0u, b);
     } else if kind == A_SHAPE {
         a_shape(n_init, n_local, b);
+    } else if kind == TRI_SHAPE {
+        let its = p.plan_at + 4u * head;
+        // With any of the last queries: dense.
+        if min(64u * r + 63u, p.q_len - 1u) + plan[its + 3u] >= p.q_len {
+            emit(0u, b);
+        } else {
+            a_shape(plan[its + 1u], plan[its + 2u], b);
+        }
     } else if kind == VERTICAL_SLASH {
         slash_runs(head, b);
     } else if kind == BLOCK_SPARSE {

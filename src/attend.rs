@@ -9,7 +9,7 @@ use crate::estimate::{IndexLimits, choose, from_sets, head_groups};
 use crate::index::{HostIndex, SparseIndex};
 use crate::ops::{self, AttentionShape};
 use crate::pattern::{AttentionMode, HeadPattern};
-use crate::tensor::{Tensor, decode_f32, encode_f32};
+use crate::tensor::{Tensor, ViewMut, decode_f32, encode_f32};
 use crate::tensor_file::{TensorFile, TensorOut, write_tensors};
 use crate::{DType, Error, Result};
 use safetensors::Dtype;
@@ -92,17 +92,19 @@ pub struct Comparison {
 }
 
 /// What the heads compute.
-enum Source {
+pub(crate) enum Source {
+    /// What each head's pattern chooses.
     Patterns(Vec<HeadPattern>),
     /// Columns and offsets of each head.
     Sets(Vec<Vec<u32>>, Vec<Vec<u32>>),
 }
 
 /// One pass over the layer.
-struct Pass {
+pub(crate) struct Pass {
     /// Estimation, index, attention.
-    times_ms: [f64; 3],
-    head_pairs: Vec<u64>,
+    pub times_ms: [f64; 3],
+    /// Pairs of each head, clipped to `j <= i < N`.
+    pub head_pairs: Vec<u64>,
     index: Option<HostIndex>,
 }
 
@@ -153,12 +155,12 @@ pub fn attend_file<B: Backend>(b: &B, options: &AttendOptions) -> Result<AttendR
     })
 }
 
-/// q, k and v of one layer on a device, head-major.
-struct Layer<B: Backend> {
-    shape: AttentionShape,
-    q: Tensor<B>,
-    k: Tensor<B>,
-    v: Tensor<B>,
+/// q, k and v of one layer on a device, under the shape's strides.
+pub(crate) struct Layer<B: Backend> {
+    pub shape: AttentionShape,
+    pub q: Tensor<B>,
+    pub k: Tensor<B>,
+    pub v: Tensor<B>,
 }
 
 impl<B: Backend> Layer<B> {
@@ -199,13 +201,23 @@ impl<B: Backend> Layer<B> {
         })
     }
 
+    /// A file's layer and, where it holds them too, its sets. The output is token-major.
+    pub fn read_with_sets(b: &B, path: &Path) -> Result<(Self, Option<Source>)> {
+        let mut layer = Self::read(b, path)?;
+        let (heads, d) = (layer.shape.n_heads, layer.shape.head_dim);
+        layer.shape.out_stride = [heads * d, d];
+        let mut file = TensorFile::open(path)?;
+        let sets = match ["v_idx", "s_idx"].iter().any(|name| file.info(name).is_ok()) {
+            true => Some(Source::read_sets(&mut file, heads)?),
+            false => None,
+        };
+        Ok((layer, sets))
+    }
+
     /// What the heads compute, by the options.
     fn source(&self, options: &AttendOptions) -> Result<Source> {
         if let Some(path) = &options.index_in {
-            let mut file = TensorFile::open(path)?;
-            let columns = read_sets(&mut file, "v_idx", self.shape.n_heads, |a, b| a < b, "ascending")?;
-            let offsets = read_sets(&mut file, "s_idx", self.shape.n_heads, |a, b| a > b, "descending")?;
-            return Ok(Source::Sets(columns, offsets));
+            return Source::read_sets(&mut TensorFile::open(path)?, self.shape.n_heads);
         }
         if let AttentionMode::Config(config) = &options.mode {
             let layers = config.n_layers();
@@ -228,9 +240,10 @@ impl<B: Backend> Layer<B> {
         out: &mut Tensor<B>,
         lse: &mut Tensor<B>,
     ) -> Result<Pass> {
-        let mut first = self.pass(b, source, keep_index, out, lse)?;
+        let mut pass = |keep_index| self.pass(b, source, keep_index, out.view_mut(), Some(lse.view_mut()));
+        let mut first = pass(keep_index)?;
         if repeat > 1 {
-            let times = (0..repeat).map(|_| Ok(self.pass(b, source, false, out, lse)?.times_ms));
+            let times = (0..repeat).map(|_| Ok(pass(false)?.times_ms));
             let times = times.collect::<Result<Vec<_>>>()?;
             first.times_ms = [0, 1, 2].map(|stage| median(times.iter().map(|pass| pass[stage]).collect()));
         }
@@ -238,11 +251,17 @@ impl<B: Backend> Layer<B> {
     }
 
     /// One pass, head group by head group, each stage waited for and timed.
-    fn pass(&self, b: &B, source: &Source, keep_index: bool, out: &mut Tensor<B>, lse: &mut Tensor<B>) -> Result<Pass> {
+    pub fn pass(
+        &self,
+        b: &B,
+        source: &Source,
+        keep_index: bool,
+        mut out: ViewMut<B>,
+        mut lse: Option<ViewMut<B>>,
+    ) -> Result<Pass> {
         let s = &self.shape;
         let mut host = HostIndex::empty(0, s.q_len, s.kv_len, s.q_start);
         let mut pass = Pass { times_ms: [0.; 3], head_pairs: Vec::new(), index: None };
-        let mut out = out.view_mut();
         for heads in head_groups(&source.patterns(), s, IndexLimits::of(b)) {
             let part = HeadGroup::new(s, heads.clone());
             let (q, k, v) = (part.q(self.q.view()), part.k(self.k.view()), part.v(self.v.view()));
@@ -264,8 +283,8 @@ impl<B: Backend> Layer<B> {
                 }
             };
             let clock = Clock::start(b)?;
-            let lse = lse.view_mut().rows(heads);
-            ops::attention(b, &part.shape, q, k, v, &index, part.out(&mut out), Some(lse))?;
+            let lse = lse.as_mut().map(|lse| lse.reborrow().rows(heads));
+            ops::attention(b, &part.shape, q, k, v, &index, part.out(&mut out), lse)?;
             clock.lap(b, &mut pass.times_ms[2])?;
 
             let pairs = index.pairs.to_u32(b)?;
@@ -307,6 +326,12 @@ impl<B: Backend> Layer<B> {
 }
 
 impl Source {
+    fn read_sets(file: &mut TensorFile, heads: usize) -> Result<Self> {
+        let columns = read_sets(file, "v_idx", heads, |a, b| a < b, "ascending")?;
+        let offsets = read_sets(file, "s_idx", heads, |a, b| a > b, "descending")?;
+        Ok(Self::Sets(columns, offsets))
+    }
+
     /// By which heads are grouped: sets count as vertical-slash heads of their sizes.
     fn patterns(&self) -> Vec<HeadPattern> {
         match self {

@@ -1,7 +1,7 @@
 //! One attention layer: estimate what each head computes, then compute it.
 
 use crate::backend::Backend;
-use crate::estimate::{EXACT, IndexLimits, estimate_or_dense, head_groups};
+use crate::estimate::{EXACT, IndexLimits, estimate_or_dense, from_sets_or_dense, head_groups};
 use crate::ops::{self, AttentionShape};
 use crate::pattern::HeadPattern;
 use crate::tensor::{Tensor, View, ViewMut};
@@ -16,6 +16,11 @@ pub struct Computed<B: Backend> {
 }
 
 impl<B: Backend> Computed<B> {
+    /// Counts of an index's head groups, for a call with so many causal pairs a head.
+    pub(crate) fn new(pairs: Vec<Tensor<B>>, causal_pairs: u64) -> Self {
+        Self { pairs, causal_pairs }
+    }
+
     /// Pairs of each head. Waits for the device.
     pub fn head_pairs(&self, b: &B) -> Result<Vec<u64>> {
         let mut pairs = Vec::new();
@@ -80,6 +85,33 @@ pub fn attend_or_dense<B: Backend>(
     Ok(computed)
 }
 
+/// [`attend_or_dense`] by given sets instead of patterns: for each head its columns and its offsets, as
+/// [`crate::estimate::from_sets`] takes them.
+pub fn attend_sets<B: Backend>(
+    b: &B,
+    [columns, offsets]: [&[Vec<u32>]; 2],
+    shape: &AttentionShape,
+    [q, k, v]: [View<B>; 3],
+    mut out: ViewMut<B>,
+    dense_above: u32,
+) -> Result<Computed<B>> {
+    let sizes = |(c, o): (&Vec<u32>, &Vec<u32>)| HeadPattern::VerticalSlash { columns: c.len(), offsets: o.len() };
+    let patterns: Vec<HeadPattern> = columns.iter().zip(offsets).map(sizes).collect();
+    if columns.len() != offsets.len() || patterns.len() != shape.n_heads {
+        let (expected, got) = (format!("{} heads", shape.n_heads), format!("{}, {}", columns.len(), offsets.len()));
+        return Err(Error::Shape { op: "attend", what: "sets", expected, got });
+    }
+    shape.validate("attend", &q, &k, &v, Some(&out))?;
+    let mut computed = Computed { pairs: Vec::new(), causal_pairs: shape.causal_pairs() };
+    for heads in head_groups(&patterns, shape, IndexLimits::of(b)) {
+        let part = HeadGroup::new(shape, heads.clone());
+        let index = from_sets_or_dense(b, &columns[heads.clone()], &offsets[heads], &part.shape, dense_above)?;
+        ops::attention(b, &part.shape, part.q(q), part.k(k), part.v(v), &index, part.out(&mut out), None)?;
+        computed.pairs.push(index.pairs);
+    }
+    Ok(computed)
+}
+
 /// Some heads of a layer as an attention call of their own: its shape, and its part of each tensor.
 pub struct HeadGroup {
     /// Query heads of the layer.
@@ -122,7 +154,7 @@ impl HeadGroup {
 }
 
 /// A view from its element `skip` on.
-fn from_element<B: Backend>(view: View<'_, B>, skip: usize) -> View<'_, B> {
+pub(crate) fn from_element<B: Backend>(view: View<'_, B>, skip: usize) -> View<'_, B> {
     let elements = view.shape().elements();
     view.reshape([elements]).rows(skip..elements)
 }

@@ -28,6 +28,7 @@ use crate::pattern::{AttentionMode, HeadPattern};
 use crate::sample::{self, Sampler};
 use crate::tensor::View;
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -254,6 +255,17 @@ impl<B: Backend> Engine<B> {
         self.prefill_rows(ids, mode, progress, watch, true)
     }
 
+    /// [`Engine::prefill`] by the sets that `watch` gives ([`Watch::sets`]) wherever it gives some; `mode` decides elsewhere.
+    pub fn prefill_with_sets(
+        &mut self,
+        ids: &[u32],
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+        watch: &mut dyn Watch<B>,
+    ) -> Result<Prefill> {
+        self.prefill_rows(ids, mode, progress, watch, false)
+    }
+
     fn prefill_rows(
         &mut self,
         ids: &[u32],
@@ -286,8 +298,7 @@ impl<B: Backend> Engine<B> {
         let heads = heads.inspect_err(|_| self.truncate(before))?;
         self.ids.extend_from_slice(&all);
         (self.mode, self.rotated_for) = (mode.clone(), sequence);
-        let cells = heads.iter().flatten();
-        let density = cells.map(|h| h.density).sum::<f64>() / (heads.len() * self.config().n_heads) as f64;
+        let density = self.mean_density(&heads);
         Ok(Prefill { logits, tokens: ids.len(), seconds: start.elapsed().as_secs_f64(), density, heads })
     }
 
@@ -363,28 +374,59 @@ impl<B: Backend> Engine<B> {
         mode: &AttentionMode,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<f32>> {
+        let mut losses = Vec::with_capacity(ids.len());
+        // Nothing is said about what follows the last token.
+        let rows = 0..ids.len().saturating_sub(1);
+        self.row_logits(ids, mode, &[rows], progress, &mut |rows, logits| {
+            losses.extend(row_losses(logits, &ids[rows.start + 1..rows.end + 1]));
+            Ok(())
+        })?;
+        Ok(losses)
+    }
+
+    /// A pre-fill of `ids` behind nothing that shows the logits of some rows: `each` is given a part of one of the
+    /// ascending ranges `rows` and f32 `[part, vocab]`, at most 256 rows at a time. All of them at once would not fit: of
+    /// 128K rows of 152K ids they are 80 GB. The engine is empty afterwards; [`Prefill::logits`] is, too.
+    pub fn row_logits(
+        &mut self,
+        ids: &[u32],
+        mode: &AttentionMode,
+        rows: &[Range<usize>],
+        progress: &mut dyn FnMut(Progress),
+        each: &mut EachRows,
+    ) -> Result<Prefill> {
+        let start = Instant::now();
+        if let Some(past) = rows.iter().find(|rows| rows.end > ids.len()) {
+            return Err(Error::invalid(format!("rows {past:?}: the prompt has {} tokens", ids.len())));
+        }
         self.reset();
         self.check_prompt(ids, mode)?;
         self.prepare(ids.len())?;
-        let mut losses = Vec::with_capacity(ids.len());
+        let interrupt = self.options.interrupt.clone();
         let run = Run { ids, mode, sequence: ids.len(), all_rows: true };
-        let run = self.run(run, progress, &mut (), &mut |b, decoder, workspace, chunk| {
-            for start in chunk.clone().step_by(LOSS_ROWS) {
-                // Nothing is said about what follows the last token.
-                let rows = start..chunk.end.min(start + LOSS_ROWS).min(ids.len() - 1);
-                if rows.is_empty() {
-                    break;
-                }
-                let local = rows.start - chunk.start..rows.end - chunk.start;
-                let logits = decoder.logits(b, workspace, local)?.to_f32(b)?;
-                for (row, position) in logits.chunks_exact(decoder.config().vocab).zip(rows) {
-                    losses.push(loss(row, ids[position + 1]));
+        let heads = self.run(run, progress, &mut (), &mut |b, decoder, workspace, chunk| {
+            for rows in rows {
+                let (first, end) = (rows.start.max(chunk.start), rows.end.min(chunk.end));
+                for from in (first..end).step_by(LOGIT_ROWS) {
+                    if interrupt.load(Ordering::Relaxed) {
+                        return Err(Error::Interrupted);
+                    }
+                    let part = from..end.min(from + LOGIT_ROWS);
+                    let local = part.start - chunk.start..part.end - chunk.start;
+                    each(part, &decoder.logits(b, workspace, local)?.to_f32(b)?)?;
                 }
             }
             Ok(())
         });
         self.reset();
-        run.map(|_| losses)
+        let heads = heads?;
+        let density = self.mean_density(&heads);
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Prefill { logits: Vec::new(), tokens: ids.len(), seconds, density, heads })
+    }
+
+    fn mean_density(&self, heads: &[Vec<HeadStats>]) -> f64 {
+        heads.iter().flatten().map(|h| h.density).sum::<f64>() / (heads.len() * self.config().n_heads) as f64
     }
 
     /// All chunks of a prompt through all layers; `after` sees each chunk's residual stream in the workspace. Gives what
@@ -469,13 +511,7 @@ impl<B: Backend> Engine<B> {
         if tokens > max {
             return Err(Error::invalid(format!("{tokens} tokens: {name} is made for at most {max}")));
         }
-        match self.config().dual_chunk {
-            Some(dual) if tokens > dual.original => Err(Error::Unsupported(format!(
-                "{tokens} tokens: beyond {} {name} needs dual chunk attention, which is not built",
-                dual.original
-            ))),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Tokens of a cache that is to hold `tokens`.
@@ -515,6 +551,9 @@ impl<B: Backend> Engine<B> {
     }
 }
 
+/// Sees logits of some rows of a prompt: which, and f32 `[rows, vocab]`.
+pub type EachRows<'a> = dyn FnMut(Range<usize>, &[f32]) -> Result<()> + 'a;
+
 /// What [`Engine::run`] computes.
 struct Run<'a> {
     ids: &'a [u32],
@@ -528,8 +567,14 @@ struct Run<'a> {
 /// Sees the residual stream of each chunk in the workspace; the range is the chunk's tokens within the prompt.
 type AfterChunk<'a, B> = dyn FnMut(&B, &Decoder<B>, &mut Workspace<B>, Range<usize>) -> Result<()> + 'a;
 
-/// Rows of logits at a time where losses are wanted: 152,064 ids of 256 rows are 156 MB.
-const LOSS_ROWS: usize = 256;
+/// Rows of logits at a time: 152,064 ids of 256 rows are 156 MB.
+const LOGIT_ROWS: usize = 256;
+
+/// Negative log-likelihood in nats of a target for each row of logits, f32 `[targets, vocab]`.
+pub fn row_losses(logits: &[f32], targets: &[u32]) -> Vec<f32> {
+    let vocab = logits.len() / targets.len().max(1);
+    logits.par_chunks_exact(vocab.max(1)).zip(targets).map(|(row, &target)| loss(row, target)).collect()
+}
 
 /// Negative log-likelihood of a token under its logits.
 fn loss(logits: &[f32], target: u32) -> f32 {
@@ -575,6 +620,10 @@ impl<B: Backend> Watch<B> for Recorder<'_, B> {
 
     fn attention(&mut self, backend: &B, layer: usize, call: &AttentionCall<B>) -> Result<()> {
         self.watch.attention(backend, layer, call)
+    }
+
+    fn sets(&mut self, layer: usize) -> Option<[&[Vec<u32>]; 2]> {
+        self.watch.sets(layer)
     }
 
     fn computed(&mut self, _backend: &B, layer: usize, computed: Computed<B>) -> Result<()> {

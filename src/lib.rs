@@ -44,7 +44,7 @@
 //! | mean-pooled block scores (algorithm 3) | `block_sparse_kernel` | [`estimate`], `Backend::pool_blocks`, `score_blocks` |
 //! | sparse index | `convert_vertical_slash_indexes` | [`index::SparseIndex`], `Backend::build_index` |
 //! | sparse FlashAttention | one Triton or CUDA kernel per pattern | [`ops::attention`], one kernel for all |
-//! | needle in a haystack (4.2) | `experiments/needle_in_a_haystack` | [`eval::needle`] |
+//! | needle in a haystack, RULER, InfiniteBench, PG-19, latency (4.2) | `experiments/` | [`eval`] |
 //!
 //! # Where do I add ...
 //!
@@ -70,6 +70,7 @@
 pub mod attend;
 pub mod attention;
 pub mod backend;
+pub mod bench;
 pub mod chat;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -88,6 +89,7 @@ pub mod pattern;
 #[cfg(feature = "cli")]
 pub mod plot;
 pub mod sample;
+pub mod search;
 pub mod tensor;
 mod tensor_file;
 pub mod text;

@@ -3,7 +3,7 @@
 //! Letters in shapes: `n` tokens, `H` query heads, `KV` key and value heads, `D` head_dim, `R` row blocks, `C` key blocks.
 
 use crate::backend::params::*;
-use crate::backend::{Backend, IndexChoice, IndexSlicesMut};
+use crate::backend::{Backend, IndexChoice, IndexSlices, IndexSlicesMut};
 use crate::index::SparseIndex;
 use crate::tensor::{Shape, View, ViewMut};
 use crate::{DType, Error, Result};
@@ -528,6 +528,22 @@ impl BlockBand {
     }
 }
 
+impl BlockBand {
+    fn weigh_params(&self, op: &'static str, scores: Shape, scale: f32) -> Result<WeighBlocksParams> {
+        let p = self.params(op, scores, 1, 0)?;
+        Ok(WeighBlocksParams {
+            n_heads: p.n_heads,
+            row_blocks: p.row_blocks,
+            key_blocks: p.key_blocks,
+            band_start: p.band_start,
+            band_len: p.band_len,
+            q_start: p.q_start,
+            q_len: p.q_len,
+            scale,
+        })
+    }
+}
+
 /// Scores of a band (paper, Algorithm 3, without the monotone softmax): pooled_q f32 `[H, R, D]`, pooled_k f32
 /// `[KV, C, D]`, scores f32 `[H, band, C]`, -inf where the key block begins after the row block's last query.
 pub fn score_blocks<B: Backend>(
@@ -568,6 +584,115 @@ pub fn select_blocks<B: Backend>(
     check_shape(OP, "plan", [h, 4], plan.shape())?;
     check_shape(OP, "block_mask", [h, band.row_blocks(), c.div_ceil(32)], block_mask.shape())?;
     b.select_blocks(&p, plan.slice(), scores.slice(), block_mask.slice())
+}
+
+/// How many of each row's largest scores hold its budget's part of the row's sum: budget u32 `[rows, 4]`, scores f32
+/// `[rows, len]` of which `unit` times the sum is 1, counts u32 `[rows]`. The first `forced` count before all others.
+pub fn count_by_mass<B: Backend>(
+    b: &B,
+    budget: View<B>,
+    scores: View<B>,
+    forced: usize,
+    unit: f32,
+    counts: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "count_by_mass";
+    let [rows, len] = dims(OP, "scores", scores.shape())?;
+    check_shape(OP, "budget", [rows, 4], budget.shape())?;
+    check_shape(OP, "counts", [rows], counts.shape())?;
+    check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
+    let p = CountByMassParams { rows: rows as u32, len: len as u32, forced: forced.min(len) as u32, unit };
+    b.count_by_mass(&p, budget.slice(), scores.slice(), counts.slice())
+}
+
+/// Gathers offset scores f32 `[rows, len]` by 64, in place, in the rows whose budget u32 `[rows, 4]` has mass.
+pub fn group_offsets<B: Backend>(b: &B, budget: View<B>, scores: ViewMut<B>) -> Result<()> {
+    const OP: &str = "group_offsets";
+    let [rows, len] = dims(OP, "scores", scores.shape())?;
+    check_shape(OP, "budget", [rows, 4], budget.shape())?;
+    check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
+    b.group_offsets(&GroupOffsetsParams { rows: rows as u32, len: len as u32 }, budget.slice(), scores.slice())
+}
+
+/// What [`settle_heads`] decides by and writes.
+pub struct Undecided<'a, B: Backend> {
+    /// u32 `[H, 4]`: one [`HeadBudget`] a head.
+    pub budget: View<'a, B>,
+    /// f32 `[H, kv_len]`, of which `unit` times the sum is 1.
+    pub column_score: View<'a, B>,
+    /// f32 `[H, 1, C]`.
+    pub block_score: View<'a, B>,
+    /// See `column_score`.
+    pub unit: f32,
+    /// Softmax scale of the block scores.
+    pub scale: f32,
+    /// u32 `[H, 4]`.
+    pub plan: ViewMut<'a, B>,
+    /// u32 `[H]`.
+    pub column_count: ViewMut<'a, B>,
+    /// u32 `[H]`.
+    pub offset_count: ViewMut<'a, B>,
+}
+
+/// Makes every flex head of a plan vertical-slash, block-sparse or dense.
+pub fn settle_heads<B: Backend>(b: &B, heads: Undecided<B>) -> Result<()> {
+    const OP: &str = "settle_heads";
+    let [h, kv_len] = dims(OP, "column_score", heads.column_score.shape())?;
+    let blocks = kv_len.div_ceil(BLOCK);
+    check_shape(OP, "block_score", [h, 1, blocks], heads.block_score.shape())?;
+    check_shape(OP, "budget", [h, 4], heads.budget.shape())?;
+    check_shape(OP, "plan", [h, 4], heads.plan.shape())?;
+    check_shape(OP, "column_count", [h], heads.column_count.shape())?;
+    check_shape(OP, "offset_count", [h], heads.offset_count.shape())?;
+    let p = SettleHeadsParams {
+        n_heads: h as u32,
+        kv_len: kv_len as u32,
+        key_blocks: blocks as u32,
+        scale: heads.scale,
+        unit: heads.unit,
+    };
+    let (columns, blocks) = (heads.column_score.slice(), heads.block_score.slice());
+    let (plan, vertical, slash) = (heads.plan.slice(), heads.column_count.slice(), heads.offset_count.slice());
+    b.settle_heads(&p, heads.budget.slice(), columns, blocks, plan, vertical, slash)
+}
+
+/// Bins of a head in [`weigh_blocks`].
+pub const WEIGHT_BINS: usize = 2048;
+
+/// Adds up a band's block weights by their size: scores f32 `[H, band, C]` as of [`score_blocks`], mass u32 `[H, 2048]`.
+pub fn weigh_blocks<B: Backend>(
+    b: &B,
+    band: BlockBand,
+    scale: f32,
+    plan: View<B>,
+    scores: View<B>,
+    mass: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "weigh_blocks";
+    let p = band.weigh_params(OP, scores.shape(), scale)?;
+    check_shape(OP, "plan", [p.n_heads as usize, 4], plan.shape())?;
+    check_shape(OP, "mass", [p.n_heads as usize, WEIGHT_BINS], mass.shape())?;
+    b.weigh_blocks(&p, plan.slice(), scores.slice(), mass.slice())
+}
+
+/// The blocks that the rules of block-sparse heads keep, but for `TOP_K` heads: as bits into block_mask u32 `[H, R,
+/// ceil(C / 32)]`; mass as of [`weigh_blocks`], all bands.
+pub fn select_weighed_blocks<B: Backend>(
+    b: &B,
+    band: BlockBand,
+    scale: f32,
+    plan: View<B>,
+    scores: View<B>,
+    mass: View<B>,
+    block_mask: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "select_weighed_blocks";
+    let p = band.weigh_params(OP, scores.shape(), scale)?;
+    let h = p.n_heads as usize;
+    check_shape(OP, "plan", [h, 4], plan.shape())?;
+    check_shape(OP, "mass", [h, WEIGHT_BINS], mass.shape())?;
+    check_shape(OP, "block_mask", [h, band.row_blocks(), p.key_blocks.div_ceil(32) as usize], block_mask.shape())?;
+    b.select_weighed_blocks(&p, plan.slice(), scores.slice(), mass.slice(), block_mask.slice())
 }
 
 /// What [`build_index`] reads besides the index's own columns. A part that no head uses may be a `[.., 1]` placeholder.
@@ -664,9 +789,100 @@ pub fn decode_attention<B: Backend>(
     v: View<B>,
     out: ViewMut<B>,
 ) -> Result<()> {
+    decode_attention_with_lse(b, shape, q, k, v, out, None)
+}
+
+/// [`decode_attention`], and on request the natural log-sum-exp of each row, f32 `[H, q_len]`.
+pub fn decode_attention_with_lse<B: Backend>(
+    b: &B,
+    shape: &AttentionShape,
+    q: View<B>,
+    k: View<B>,
+    v: View<B>,
+    out: ViewMut<B>,
+    lse: Option<ViewMut<B>>,
+) -> Result<()> {
     const OP: &str = "decode_attention";
     shape.validate(OP, &q, &k, &v, Some(&out))?;
     check_dtype(OP, "q", &[b.activation()], q.dtype())?;
     check_dtype(OP, "out", &[DType::F32, b.activation()], out.dtype())?;
-    b.decode_attention(&shape.params(0, 0, false), q.slice(), k.slice(), v.slice(), out.slice())
+    if let Some(lse) = &lse {
+        check_shape(OP, "lse", [shape.n_heads, shape.q_len], lse.shape())?;
+        check_dtype(OP, "lse", &[DType::F32], lse.dtype())?;
+    }
+    let p = shape.params(0, 0, lse.is_some());
+    b.decode_attention(&p, q.slice(), k.slice(), v.slice(), out.slice(), lse.map(|v| v.slice()))
+}
+
+/// Joins attention of a band of heads over some keys, out act `[n, row]` with lse f32 `[heads, n]`, with attention of the
+/// same queries over other keys, part act `[n, row]` with part_lse f32 `[heads, n]`: the band of out becomes attention over
+/// both, with merged_lse f32 `[heads, n]`. A row that saw no key (zeros and -inf) is taken from the other part.
+pub fn merge_attention<B: Backend>(
+    b: &B,
+    band: HeadBand,
+    part: View<B>,
+    part_lse: View<B>,
+    out: ViewMut<B>,
+    lse: View<B>,
+    merged_lse: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "merge_attention";
+    let ([n, row], HeadBand { column, heads, head_dim: d }) = (dims(OP, "out", out.shape())?, band);
+    let vectors = heads > 0 && [column, d, row].iter().all(|x| x.is_multiple_of(8)) && column + heads * d <= row;
+    check(OP, "band", vectors, format!("multiples of 8 within rows of {row}"), format!("{band:?}"))?;
+    check_shape(OP, "part", out.shape(), part.shape())?;
+    check_shape(OP, "lse", [heads, n], lse.shape())?;
+    check_shape(OP, "part_lse", [heads, n], part_lse.shape())?;
+    check_shape(OP, "merged_lse", [heads, n], merged_lse.shape())?;
+    check_dtype(OP, "out", &[b.activation()], out.dtype())?;
+    check_dtype(OP, "part", &[b.activation()], part.dtype())?;
+    for (what, dtype) in [("lse", lse.dtype()), ("part_lse", part_lse.dtype()), ("merged_lse", merged_lse.dtype())] {
+        check_dtype(OP, what, &[DType::F32], dtype)?;
+    }
+    let p = MergeAttentionParams { rows: n as u32, n_heads: heads as u32, head_dim: d as u32, row_stride: row as u32 };
+    let (mut part, mut out, skip) = (part.slice(), out.slice(), b.activation().bytes(column));
+    part.byte_offset += skip;
+    part.byte_len -= skip;
+    out.byte_offset += skip;
+    out.byte_len -= skip;
+    b.merge_attention(&p, part, [lse.slice(), part_lse.slice()], out, merged_lse.slice())
+}
+
+/// Makes `index` the part of an index that lies within some keys: `whole` is that index's row_ranges, ranges and keep, and
+/// `index` has its layout, columns and windows; its own row_ranges, ranges and keep are written. Row blocks may come out
+/// empty.
+pub fn clip_index<B: Backend>(
+    b: &B,
+    whole: [View<B>; 3],
+    keys: std::ops::Range<usize>,
+    index: &mut SparseIndex<B>,
+) -> Result<()> {
+    const OP: &str = "clip_index";
+    let layout = index.layout;
+    let SparseIndex { row_ranges, ranges, columns, keep, window, .. } = index;
+    for (what, of_index, of_whole) in [
+        ("row_ranges", row_ranges.shape(), whole[0].shape()),
+        ("ranges", ranges.shape(), whole[1].shape()),
+        ("keep", keep.shape(), whole[2].shape()),
+    ] {
+        check_shape(OP, what, of_index, of_whole)?;
+    }
+    let inside = keys.start <= keys.end && keys.end <= layout.kv_len;
+    check(OP, "keys", inside, format!("within 0..{}", layout.kv_len), format!("{keys:?}"))?;
+    let p = ClipIndexParams {
+        n_heads: layout.n_heads as u32,
+        row_blocks: layout.row_blocks() as u32,
+        column_tiles: layout.column_tiles as u32,
+        key_start: keys.start as u32,
+        key_end: keys.end as u32,
+    };
+    let read = IndexSlices {
+        row_ranges: whole[0].slice(),
+        ranges: whole[1].slice(),
+        columns: columns.view().slice(),
+        keep: whole[2].slice(),
+        window: window.view().slice(),
+    };
+    let (row_ranges, ranges, keep) = (row_ranges.view_mut(), ranges.view_mut(), keep.view_mut());
+    b.clip_index(&p, read, row_ranges.slice(), ranges.slice(), keep.slice())
 }

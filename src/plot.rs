@@ -4,8 +4,14 @@ use crate::backend::params::BLOCK;
 use crate::index::HostIndex;
 use crate::{Error, Result};
 use kuva::backend::{raster::RasterBackend, svg::SvgBackend};
-use kuva::plot::{ColorMap, Heatmap};
-use kuva::render::{figure::Figure, layout::Layout, plots::Plot};
+use kuva::plot::{ColorMap, Heatmap, LinePlot};
+use kuva::render::{
+    figure::Figure,
+    layout::Layout,
+    layout::TickFormat,
+    plots::Plot,
+    render::{Scene, render_multiple},
+};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -62,6 +68,10 @@ impl HeatMap {
         for (row, values) in self.rows.iter().zip(&self.values) {
             out += &format!("{row:>margin$} ");
             for &value in values {
+                if value.is_nan() {
+                    out += &format!("{:>width$}", "-");
+                    continue;
+                }
                 out += &painted(&format!("{:>width$}", format!("{:.0}", value * 100.0)), value, colours);
             }
             out.push('\n');
@@ -75,7 +85,8 @@ impl HeatMap {
         let all = || self.values.iter().flatten().copied();
         let (least, greatest) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
         let map = ColorMap::Custom(Arc::new(move |t| {
-            let [r, g, b] = colour(least + t * (greatest - least));
+            // What was not measured is grey.
+            let [r, g, b] = if t.is_nan() { [221; 3] } else { colour(least + t * (greatest - least)) };
             format!("#{r:02x}{g:02x}{b:02x}")
         }));
         let rows: Vec<_> = self.values.iter().rev().cloned().collect();
@@ -102,10 +113,8 @@ pub fn save(path: &Path, title: &str, maps: &[HeatMap]) -> Result<()> {
             return Err(Error::invalid(format!("plot: expected {rows} x {columns} values, found {:?}", map.values)));
         }
     }
-    let format = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-    if maps.is_empty() || !matches!(format.as_str(), "png" | "svg") {
-        let what = format!("{} maps as {format:?}", maps.len());
-        return Err(Error::invalid(format!("plot {}: expected maps and .png or .svg, found {what}", path.display())));
+    if maps.is_empty() {
+        return Err(Error::invalid(format!("plot {}: expected maps, found none", path.display())));
     }
     let across = maps.len().min(2);
     let down = maps.len().div_ceil(across);
@@ -114,19 +123,74 @@ pub fn save(path: &Path, title: &str, maps: &[HeatMap]) -> Result<()> {
     let rows = maps.iter().map(|m| m.rows.len()).max().unwrap_or(1);
     // A title is centred on the cells and may be longer than they are wide: 0.62 is the width of a character of the font.
     let longest = maps.iter().map(|m| m.title.chars().count()).max().unwrap_or(0);
-    let width = (170.0 + 62.0 * columns as f64).max(120.0 + 0.62 * f64::from(TITLE) * longest as f64);
+    let column = maps.iter().flat_map(|m| &m.columns).map(|c| c.chars().count()).max().unwrap_or(0);
+    let width = (170.0 + (8.0 * column as f64 + 16.0).max(62.0) * columns as f64)
+        .max(120.0 + 0.62 * f64::from(TITLE) * longest as f64)
+        .max((60.0 + 15.0 * title.chars().count() as f64) / across as f64);
     let scene = Figure::new(down, across)
         .with_title(title)
         .with_plots(plots)
         .with_layouts(layouts)
         .with_cell_size(width, 130.0 + 34.0 * rows as f64)
         .render();
+    write_scene(path, &scene)
+}
+
+/// Lines over a common axis: a value by the length of the prompt, one line a mode.
+#[derive(Clone, Debug)]
+pub struct Curves {
+    /// Above the picture.
+    pub title: String,
+    /// Below it.
+    pub x_label: String,
+    /// Beside it.
+    pub y_label: String,
+    /// Name and points of each line.
+    pub lines: Vec<(String, Vec<(f64, f64)>)>,
+    /// Whether the value's axis is logarithmic; that of the lengths always is.
+    pub log_y: bool,
+}
+
+/// Colours of lines that are told apart by most eyes (Okabe and Ito).
+const LINES: [&str; 8] = ["#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"];
+
+/// Draws curves into a `.png` or `.svg` file. Points that a logarithmic axis cannot hold are left out.
+pub fn save_curves(path: &Path, curves: &Curves) -> Result<()> {
+    let holds = |&(x, y): &(f64, f64)| x > 0.0 && y.is_finite() && (!curves.log_y || y > 0.0);
+    let lines = curves.lines.iter().map(|(name, points)| (name, points.iter().copied().filter(holds).collect()));
+    let lines: Vec<(&String, Vec<(f64, f64)>)> = lines.filter(|(_, points): &(_, Vec<_>)| !points.is_empty()).collect();
+    if lines.is_empty() {
+        return Err(Error::invalid(format!("plot {}: expected lines with points, found none", path.display())));
+    }
+    let plots: Vec<Plot> = lines
+        .into_iter()
+        .zip(LINES.iter().cycle())
+        .map(|((name, points), colour)| {
+            Plot::Line(LinePlot::new().with_data(points).with_color(*colour).with_stroke_width(2.0).with_legend(name))
+        })
+        .collect();
+    let thousands = |x: f64| if x >= 1000.0 { format!("{:.0}K", x / 1000.0) } else { format!("{x:.0}") };
+    let mut layout = Layout::auto_from_plots(&plots)
+        .with_title(&curves.title)
+        .with_title_size(TITLE)
+        .with_x_label(&curves.x_label)
+        .with_y_label(&curves.y_label)
+        .with_x_tick_format(TickFormat::Custom(Arc::new(thousands)))
+        .with_log_x();
+    if curves.log_y {
+        layout = layout.with_log_y();
+    }
+    write_scene(path, &render_multiple(plots, layout))
+}
+
+/// A scene in the format that the path's ending names.
+fn write_scene(path: &Path, scene: &Scene) -> Result<()> {
+    let format = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+    let failed = |what: String| Error::invalid(format!("plot {}: {what}", path.display()));
     let bytes = match format.as_str() {
-        "svg" => SvgBackend.render_scene(&scene).into_bytes(),
-        _ => RasterBackend::new()
-            .with_scale(2.0)
-            .render_scene(&scene)
-            .map_err(|e| Error::invalid(format!("plot {}: {e}", path.display())))?,
+        "svg" => SvgBackend.render_scene(scene).into_bytes(),
+        "png" => RasterBackend::new().with_scale(2.0).render_scene(scene).map_err(|e| failed(e.to_string()))?,
+        other => return Err(failed(format!("expected .png or .svg, found {other:?}"))),
     };
     crate::files::write(path, &bytes)
 }
@@ -248,6 +312,17 @@ mod tests {
         save(&dir.path().join("a.png"), "needle", &[map()]).unwrap();
         assert_eq!(&std::fs::read(dir.path().join("a.png")).unwrap()[1..4], b"PNG");
         assert!(save(&dir.path().join("a.gif"), "needle", &[map()]).unwrap_err().to_string().contains("\"gif\""));
+        let lines =
+            vec![("dense".to_string(), vec![(1000.0, 1.0), (100_000.0, 25.0)]), ("nothing".into(), vec![(1.0, 0.0)])];
+        let labels = ["latency", "tokens", "seconds"].map(String::from);
+        let [title, x_label, y_label] = labels;
+        let curves = Curves { title, x_label, y_label, lines, log_y: true };
+        save_curves(&svg, &curves).unwrap();
+        let text = std::fs::read_to_string(&svg).unwrap();
+        assert!(text.contains("dense") && text.contains("100K") && text.contains("seconds"), "{text}");
+        assert!(!text.contains("nothing"), "a line without a point that the axis holds");
+        assert!(save_curves(&dir.path().join("a.gif"), &curves).is_err());
+        assert!(save_curves(&svg, &Curves { lines: Vec::new(), ..curves }).is_err());
         let ragged = HeatMap { values: vec![vec![1.0]], ..map() };
         assert!(save(&svg, "needle", &[ragged]).is_err());
     }

@@ -100,9 +100,61 @@ fn text(path: &Path) -> &str {
 // ---- what it does ----
 
 #[test]
+fn an_evaluation_runs_draws_and_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, plot) = (dir.path().join("r.json"), dir.path().join("r.svg"));
+    let base = ["eval", "needle", "--model", "needle", "--device", "cpu", "--depths", "2", "--tasks", "code,multi"];
+    let files = ["--out", text(&out), "--plot", text(&plot), "--json"];
+    let run = |more: &[&str]| json_of(&[&base[..], &files, more].concat());
+    let first = run(&["--lengths", "1K", "--attention", "a_shape:64:256"]);
+    for name in ["eval", "model", "settings", "devices", "commands", "skipped", "rows", "summary"] {
+        field(&first, name);
+    }
+    let rows = |value: &Value| value["rows"].as_array().unwrap().clone();
+    assert_eq!(rows(&first).len(), 2 * 2 * 2);
+    for row in rows(&first).iter().filter(|row| row["attention"] == "dense") {
+        assert_eq!((row["score"].as_f64(), row["first_token"].as_bool()), (Some(1.0), Some(true)), "{row}");
+        assert!(row["tokens"].as_u64().unwrap() <= 1024);
+    }
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("a_shape:64:256"));
+    // Another length is added, what is there stays; what cannot be done is told.
+    let second = run(&["--lengths", "1K,1200,4194304", "--attention", "a_shape:64:256"]);
+    assert_eq!(rows(&second)[..8], rows(&first)[..]);
+    assert_eq!(rows(&second).len(), 16);
+    assert!(second["skipped"][0]["why"].as_str().unwrap().contains("1048576"), "{}", second["skipped"]);
+    refused(
+        &[&base[..], &["--lengths", "1K", "--seed", "7", "--out", text(&out)]].concat(),
+        &["settings", "another --out"],
+    );
+    refused(&[&base[..], &["--lengths", "1K", "--tasks", "haystack"]].concat(), &["haystack", "expected one of code"]);
+    refused(&["eval", "ruler", "--model", "needle", "--lengths", "4M"], &["4M"]);
+    refused(&["eval", "ruler", "--model", "needle", "--plot", "x.gif"], &["x.gif", ".png or .svg"]);
+    refused(&["eval", "ruler", "--model", "needle", "--data", "no/such"], &["no/such"]);
+}
+
+#[test]
+fn every_evaluation_gives_a_table() {
+    let cases: [(&[&str], &str); 4] = [
+        (&["ruler", "--tasks", "niah_single_1,qa_1", "--samples", "1", "--lengths", "1K"], "effective"),
+        (&["infinitebench", "--tasks", "passkey", "--samples", "1", "--lengths", "1K"], "mean over 1 tasks"),
+        (&["perplexity", "--lengths", "512", "--positions", "128"], "KL, nats"),
+        (&["latency", "--lengths", "512"], "times dense"),
+    ];
+    for (args, says) in cases {
+        let args =
+            [&["eval"], args, &["--model", "needle", "--device", "cpu", "--attention", "block_sparse:4"]].concat();
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        let table = stdout(&output);
+        assert!(table.contains(says) && table.contains("block_sparse:4"), "{table}");
+        assert_eq!(stderr(&output).contains("needs SQuAD"), args[1] == "ruler");
+    }
+}
+
+#[test]
 fn help_has_an_example_everywhere() {
-    let commands: [&[&str]; 7] =
-        [&[], &["devices"], &["doctor"], &["run"], &["attend"], &["patterns"], &["patterns", "show"]];
+    let commands: [&[&str]; 8] =
+        [&[], &["devices"], &["doctor"], &["run"], &["attend"], &["eval"], &["patterns"], &["patterns", "show"]];
     for command in commands {
         let output = run(&[command, &["--help"]].concat());
         assert_eq!(output.status.code(), Some(0), "{command:?}");
@@ -351,9 +403,7 @@ fn flags_of_later_versions_are_refused_by_name() {
         refused(&["run", "--model", "needle", "--prompt", "x", flag, "y"], &[flag, "not built yet"]);
     }
     refused(&["run", "--model", "needle", "--prompt", "x", "--attention", "auto"], &["auto", "not built yet"]);
-    for command in ["search", "eval", "bench"] {
-        refused(&[command], &[command, "not built yet"]);
-    }
+    refused(&["search"], &["search", "not built yet"]);
 }
 
 #[test]
@@ -548,4 +598,146 @@ fn set_nan(path: &Path, name: &str, element: usize) {
     let at = 8 + len + header[name]["data_offsets"][0].as_u64().unwrap() as usize + 4 * element;
     bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn bench_attention_has_a_dense_row_and_one_for_each_pattern() {
+    let value = json_of(&[
+        "bench",
+        "attention",
+        "--device",
+        "cpu",
+        "--device",
+        "cuda:99",
+        "--lengths",
+        "256,300",
+        "--heads",
+        "4",
+        "--kv-heads",
+        "2",
+        "--head-dim",
+        "32",
+        "--pattern",
+        "a_shape:16:64",
+        "--pattern",
+        "vertical_slash:8:32",
+        "--index",
+        "bands",
+        "--repeat",
+        "2",
+        "--json",
+    ]);
+    let rows = value["rows"].as_array().unwrap();
+    let of = |device: &str| rows.iter().filter(|r| r["device"] == device).collect::<Vec<_>>();
+    let patterns: Vec<_> = of("cpu").iter().map(|r| r["pattern"].as_str().unwrap()).collect();
+    let one = ["dense", "a_shape:16:64", "vertical_slash:8:32 (bands)"];
+    assert_eq!(patterns, [one, one].concat(), "{value}");
+    for row in of("cpu") {
+        for name in [
+            "what",
+            "device",
+            "pattern",
+            "tokens",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "dtype",
+            "ms",
+            "ms_min",
+            "ms_max",
+            "tflops",
+            "density",
+            "speedup_vs_dense",
+        ] {
+            assert!(!row[name].is_null(), "{name} in {row}");
+        }
+        assert!(row["ms_min"].as_f64() <= row["ms"].as_f64() && row["ms"].as_f64() <= row["ms_max"].as_f64(), "{row}");
+    }
+    assert_eq!(of("cpu")[0]["density"], json!(1.0));
+    assert_eq!(of("cpu")[0]["speedup_vs_dense"], json!(1.0));
+    // A window of 64 keys and 16 first ones of 256: 64 rows of up to 64, then 80 a row at most.
+    let density = of("cpu")[1]["density"].as_f64().unwrap();
+    assert!((0.3..0.7).contains(&density), "{density}");
+    let absent = of("cuda:99");
+    assert_eq!(absent.len(), 1, "{value}");
+    assert!(absent[0]["ms"].is_null() && absent[0]["note"].as_str().unwrap().starts_with("not run: "), "{value}");
+}
+
+#[test]
+fn bench_attention_takes_given_sets_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qkv.safetensors");
+    let (h, n, d) = (2usize, 192usize, 16usize);
+    let values: Vec<u8> = (0..h * n * d).flat_map(|i| ((i * 37 % 101) as f32 / 101.0 - 0.5).to_le_bytes()).collect();
+    let ints = |v: &[i32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let (v_idx, s_idx) = (ints(&[0, 5, 1, 9]), ints(&[70, 1, 0, 130, 64, 0]));
+    use safetensors::{Dtype, tensor::TensorView};
+    let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).unwrap();
+    let tensors = [
+        ("q", view(Dtype::F32, &[h, n, d], &values)),
+        ("k", view(Dtype::F32, &[h, n, d], &values)),
+        ("v", view(Dtype::F32, &[h, n, d], &values)),
+        ("v_idx", view(Dtype::I32, &[h, 2], &v_idx)),
+        ("s_idx", view(Dtype::I32, &[h, 3], &s_idx)),
+    ];
+    std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let input = path.to_str().unwrap();
+    let value = json_of(&["bench", "attention", "--device", "cpu", "--input", input, "--repeat", "1", "--json"]);
+    let rows = value["rows"].as_array().unwrap();
+    assert_eq!(rows.iter().map(|r| r["pattern"].as_str().unwrap()).collect::<Vec<_>>(), ["dense", "given"]);
+    // The same sets by `attend --index-in` give the same pairs.
+    let attend = json_of(&["attend", "--device", "cpu", "--input", input, "--index-in", input, "--json"]);
+    assert_eq!(rows[1]["density"], attend["density"]);
+    let output = run(&["bench", "attention", "--device", "cpu", "--input", input, "--repeat", "1", "--format", "csv"]);
+    assert_eq!(stdout(&output).lines().count(), 3, "{}", stdout(&output));
+}
+
+#[test]
+fn bench_prefill_times_random_weights_behind_a_cached_context() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("config.json"),
+        r#"{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 97, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "max_position_embeddings": 4096, "tie_word_embeddings": true}"#,
+    )
+    .unwrap();
+    let model = dir.path().to_str().unwrap();
+    let args = [
+        "bench",
+        "prefill",
+        "--device",
+        "cpu",
+        "--model",
+        model,
+        "--weight-type",
+        "q8_0",
+        "--layers",
+        "2",
+        "--lengths",
+        "512",
+        "--depth",
+        "192",
+        "--attention",
+        "vertical_slash:16:64",
+        "--index",
+        "bands",
+        "--repeat",
+        "1",
+        "--json",
+    ];
+    let value = json_of(&args);
+    let rows = value["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{value}");
+    assert_eq!(rows[1]["pattern"], "vertical_slash:16:64 (bands)");
+    assert!(rows[1]["density"].as_f64().unwrap() < 0.9 && rows[0]["density"] == json!(1.0), "{value}");
+    assert_eq!((&rows[0]["depth"], &rows[0]["dtype"]), (&json!(192), &json!("q8_0")));
+    assert!(
+        rows.iter().all(|r| r["tokens_per_s"].as_f64().unwrap() > 0.0 && r["peak_device_bytes"].as_u64() > Some(0))
+    );
+    refused(&["bench", "prefill", "--device", "cpu", "--model", model, "--weight-type", "q3"], &["q3", "q8_0"]);
+    refused(
+        &["bench", "prefill", "--device", "cpu", "--model", model, "--weight-type", "f16", "--lengths", "4097"],
+        &["4097", "4096"],
+    );
 }

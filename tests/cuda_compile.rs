@@ -58,8 +58,16 @@ fn cases(arch: &str, limit: usize) -> Vec<Case> {
         case(kernels::SCORE_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::SELECT_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::BUILD_INDEX.with(&[("BF16", bf16)])),
+        case(kernels::COUNT_BY_MASS.with(&[("BF16", bf16)])),
+        case(kernels::GROUP_OFFSETS.with(&[("BF16", bf16)])),
+        case(kernels::SETTLE_HEADS.with(&[("BF16", bf16)])),
+        case(kernels::WEIGH_BLOCKS.with(&[("BF16", bf16)])),
+        case(kernels::SELECT_WEIGHED_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::GATHER_COLUMNS.with(&[("BF16", bf16)])),
         case(kernels::ORDER_WORK.with(&[("BF16", bf16)])),
+        case(kernels::MERGE_ATTENTION.with(&[("BF16", bf16)])),
+        case(kernels::MERGE_ATTENTION.with(&[("BF16", &0)])),
+        case(kernels::CLIP_INDEX.with(&[("BF16", bf16)])),
     ];
     for out in ["float", "act"] {
         all.push(case(kernels::ADD.with(&[("BF16", bf16), ("X", &out)])));
@@ -195,7 +203,13 @@ fn parameter_structs_are_the_rust_ones() {
         PoolBlocksParams,
         ScoreBlocksParams,
         BuildIndexParams,
-        AttentionParams
+        AttentionParams,
+        MergeAttentionParams,
+        ClipIndexParams,
+        CountByMassParams,
+        GroupOffsetsParams,
+        SettleHeadsParams,
+        WeighBlocksParams
     );
     let structs: usize = kernels::SOURCES.iter().map(|s| s.linked().matches("Params {").count()).sum();
     assert_eq!(found, structs, "a parameter struct that this test does not know");

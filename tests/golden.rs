@@ -292,7 +292,7 @@ fn attention_cases<B: Backend>(b: &B) {
 /// Column and offset scores, and the sets that every case of the file takes from them.
 fn check_vertical_slash_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Tensor<B>) {
     let (h, n) = (golden.heads, golden.n);
-    let plan = vec![HeadPlan { kind: HeadPlan::VERTICAL_SLASH, a: 1, b: 1, reserved: 0 }; h];
+    let plan = vec![HeadPlan { kind: HeadPlan::VERTICAL_SLASH, a: 1, b: 1, c: 0 }; h];
     let plan = Tensor::from_bytes(b, DType::U32, [h, 4], bytemuck::cast_slice(&plan)).unwrap();
     let mut columns = Tensor::alloc(b, DType::F32, [h, n]).unwrap();
     let mut offsets = Tensor::alloc(b, DType::F32, [h, n]).unwrap();
@@ -325,7 +325,7 @@ fn check_vertical_slash_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>
 fn check_block_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Tensor<B>) {
     let (h, kv, n, d) = (golden.heads, golden.kv_heads, golden.n, golden.d);
     let r = n.div_ceil(BLOCK);
-    let plan = vec![HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: 1, b: 0, reserved: 0 }; h];
+    let plan = vec![HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: 1, b: 0, c: 0 }; h];
     let plan = Tensor::from_bytes(b, DType::U32, [h, 4], bytemuck::cast_slice(&plan)).unwrap();
     let mut pooled_q = Tensor::alloc(b, DType::F32, [h, r, d]).unwrap();
     let mut pooled_k = Tensor::alloc(b, DType::F32, [kv, r, d]).unwrap();
@@ -398,6 +398,7 @@ fn check_chosen<B: Backend>(
             }
         }
         HeadPattern::Dense => assert_eq!(host.density(), 1.),
+        other => panic!("no golden case is {other}"),
     }
 }
 

@@ -25,7 +25,7 @@ const ORDER: &[&[&str]] = &[
     &["model"],
     &["embedded"],
     &["engine"],
-    &["search", "eval"],
+    &["search", "eval", "bench"],
     &["cli"],
 ];
 

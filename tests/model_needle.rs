@@ -6,7 +6,7 @@ mod common;
 use common::for_each_backend;
 use minference::backend::Backend;
 use minference::backend::cpu::Cpu;
-use minference::engine::{Engine, EngineOptions, Progress, StopReason};
+use minference::engine::{Engine, EngineOptions, Progress, StopReason, row_losses};
 use minference::model::{Chunk, Decoder, DecoderConfig, KvCache, KvPlace, Model, Workspace};
 use minference::pattern::{AttentionMode, HeadPattern};
 use minference::sample::{Sampler, SamplerOptions, argmax, top};
@@ -82,6 +82,31 @@ fn logits_and_greedy_ids_are_those_of_transformers() {
         let mean = losses.iter().map(|l| f64::from(*l)).sum::<f64>() / losses.len() as f64;
         assert_eq!(losses.len(), prompt.len() - 1);
         assert!((mean - case["loss_mean"].as_f64().unwrap()).abs() < 1e-4, "{name}: {mean}");
+
+        // Some rows of it: the same logits, in parts of at most 256 rows, and nothing left behind.
+        let (last, vocab) = (prompt.len() - 1, engine.config().vocab);
+        let mut parts = Vec::new();
+        let rows = [0..2.min(last), last / 2..last, last..last + 1];
+        let mut worst = 0.0f32;
+        let scored = engine.row_logits(&prompt, &DENSE, &rows, &mut |_| (), &mut |part, logits| {
+            let targets: Vec<u32> = part.clone().filter_map(|row| prompt.get(row + 1).copied()).collect();
+            if targets.len() == part.len() {
+                let again = row_losses(logits, &targets);
+                worst = worst.max(largest_difference(&again, &losses[part.clone()]));
+            } else {
+                worst = worst.max(largest_difference(&logits[logits.len() - vocab..], &prefill.logits));
+            }
+            assert_eq!(logits.len(), part.len() * vocab);
+            parts.push(part);
+            Ok(())
+        });
+        assert_eq!((scored.unwrap().density, engine.ids().len()), (1.0, 0));
+        assert!(worst < 1e-3, "{name}: {worst}");
+        let shown: usize = parts.iter().map(|part| part.len()).sum();
+        assert_eq!(shown, rows.iter().map(|rows| rows.len()).sum::<usize>());
+        assert!(parts.iter().all(|part| part.len() <= 256));
+        let past = [0..2, last..last + 2];
+        assert!(engine.row_logits(&prompt, &DENSE, &past, &mut |_| (), &mut |_, _| Ok(())).is_err());
     }
 }
 
@@ -337,24 +362,30 @@ fn bad_prompts_are_refused_by_value() {
     assert_eq!(error, "the KV cache is made for 64 tokens, 65 are asked for");
 }
 
-/// Within its native length a model with dual chunk attention runs as any other; beyond it is refused, never answered wrongly.
+/// Within its native length a model with dual chunk attention runs as any other; beyond it is another model, which
+/// `tests/dual_chunk.rs` judges.
 #[test]
-fn dual_chunk_attention_is_refused_beyond_the_native_length() {
+fn dual_chunk_attention_changes_nothing_within_the_native_length() {
     let mut config: Value = serde_json::from_str(&config_json()).unwrap();
     config["dual_chunk_attention_config"] =
         serde_json::json!({"chunk_size": 128, "local_size": 32, "original_max_position_embeddings": 128});
     let weights = read("examples/needle/model/model.safetensors");
     let model = Model::from_parts("dual", &config.to_string(), weights).unwrap();
     let mut dual = Engine::new(Cpu::new(), model, EngineOptions::default()).unwrap();
-    let prompt = &ids(&cases()[1]["ids"])[..129];
-    let want = engine().prefill(&prompt[..128], &DENSE, &mut |_| ()).unwrap().logits;
-    assert_eq!(dual.prefill(&prompt[..128], &DENSE, &mut |_| ()).unwrap().logits, want);
-    assert!(matches!(dual.decode(prompt[128]), Err(Error::Unsupported(_))));
-    dual.reset();
-    let error = dual.prefill(prompt, &DENSE, &mut |_| ()).unwrap_err();
-    assert_eq!(error.exit_code(), 2);
-    let text = "not supported: 129 tokens: beyond 128 dual needs dual chunk attention, which is not built";
-    assert_eq!(error.to_string(), text);
+    let prompt = &ids(&cases()[1]["ids"])[..130];
+    let plain = |n: usize| engine().prefill(&prompt[..n], &DENSE, &mut |_| ()).unwrap().logits;
+    assert_eq!(dual.prefill(&prompt[..96], &DENSE, &mut |_| ()).unwrap().logits, plain(96));
+    let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    // Two parts and a sum of them, in place of one sum.
+    for (n, id) in (96..128).map(|n| (n + 1, prompt[n])) {
+        let logits = dual.decode(id).unwrap();
+        if n % 8 == 0 {
+            assert!(apart(&logits, &plain(n)) < 1e-3, "{n} tokens: {}", apart(&logits, &plain(n)));
+        }
+    }
+    dual.decode(prompt[128]).unwrap();
+    let beyond = dual.decode(prompt[129]).unwrap();
+    assert!(apart(&beyond, &plain(130)) > 1e-3, "{}", apart(&beyond, &plain(130)));
 }
 
 /// A device too small says so before it starts, and what would fit: that much then runs, and a little more does not.

@@ -210,3 +210,54 @@ for_each_backend!(the_needle_survives, |b| {
         assert_eq!(kept > 0.9 * mass, found, "{pattern}: {kept} of {mass}");
     }
 });
+
+#[test]
+fn a_search_finds_what_each_head_is() {
+    use minference::model::AttentionCall;
+    use minference::search::{Objective, OneLayer, Rates, SearchOptions, choose};
+    let Some(heads) = heads() else { return };
+    let b = common::cpu();
+    for objective in [Objective::Output, Objective::Recall] {
+        let options = SearchOptions { objective, recall: 0.9, ..SearchOptions::default() };
+        let choice = |kind: &str| {
+            let device = OnDevice::new(b, &heads[kind]);
+            let [q, k, v] = device.tensors.each_ref().map(Tensor::view);
+            let mut layer = OneLayer::new(b, &AttentionCall { shape: device.shape, q, k, v }).unwrap();
+            let record = layer.search(b, &options, Rates::EVEN, true).unwrap();
+            assert_eq!(record.heads[0].map.len(), 32 * 32);
+            let choice = choose(&[BTreeMap::from([(0, record)])], &options).unwrap()[0][0].clone();
+            println!("{kind}: {choice:?}");
+            choice
+        };
+        // Almost uniform: nothing sparse keeps it.
+        assert_eq!(choice("diffuse").pattern, "dense");
+        // A few first keys or the nearest ones: the least cost is enough.
+        for kind in ["smollm2-sink", "local"] {
+            let choice = choice(kind);
+            assert!(choice.recall >= 0.9 && choice.density < 0.08, "{kind}: {choice:?}");
+        }
+        // Columns, not windows or blocks.
+        let vertical = choice("vertical");
+        assert!(vertical.pattern.starts_with("vertical_slash") && vertical.recall >= 0.9, "{vertical:?}");
+    }
+}
+
+for_each_backend!(flex_keeps_what_it_says, |b| {
+    let Some(heads) = heads() else { return };
+    // All on the CPU, three on the others.
+    let all = b.info().backend == "cpu";
+    for (kind, head) in heads.iter().filter(|(kind, _)| all || ["diffuse", "local", "sink"].contains(&kind.as_str())) {
+        let device = OnDevice::new(b, head);
+        let dense = device.attend(&device.estimate("dense")).1;
+        let index = device.estimate("flex:0.95");
+        let mass = kept_mass(&device.attend(&index).1, &dense, 1).unwrap()[0];
+        let density = index.density(b).unwrap();
+        println!("{kind}: kept {mass:.4} at density {density:.3}");
+        assert!(mass > 0.9, "{kind}: {mass}");
+        match kind.as_str() {
+            "diffuse" => assert!(density > 0.6, "{kind}: {density}"),
+            "local" | "smollm2-sink" => assert!(density < 0.4, "{kind}: {density}"),
+            _ => {}
+        }
+    }
+});

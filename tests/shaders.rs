@@ -26,7 +26,9 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "rms_norm" => (RmsNormParams::FIELDS, &[]),
         "rope" => (RopeParams::FIELDS, &[]),
         "silu_mul" => (SiluMulParams::FIELDS, &[]),
-        "attention" | "attention_rows" | "attention_coop" | "attention_coop_registers" => (AttentionBand::FIELDS, &[]),
+        "attention" | "attention_rows" | "attention_coop" => (AttentionBand::FIELDS, &[]),
+        "clip_index_keep" | "clip_index_rows" => (ClipIndexParams::FIELDS, &[]),
+        "merge_attention" => (MergeBand::FIELDS, &[]),
         "decode_attention" => (DecodeBand::FIELDS, &[]),
         "decode_attention_merge" => (DecodeMerge::FIELDS, &[]),
         "build_index_dense" | "build_index_keep" | "build_index_place" | "build_index_rows" => {
@@ -37,6 +39,10 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "score_last_queries_rows" | "score_last_queries_sums" => (LastQueriesBand::FIELDS, &[]),
         "score_last_queries_merge" => (LastQueriesMerge::FIELDS, &[]),
         "select_top_k" => (SelectTopKParams::FIELDS, &[]),
+        "count_by_mass" => (CountByMassParams::FIELDS, &[]),
+        "group_offsets" => (GroupOffsetsParams::FIELDS, &[]),
+        "settle_heads" => (SettleHeadsParams::FIELDS, &[]),
+        "weigh_blocks" | "select_weighed_blocks" => (WeighBlocksParams::FIELDS, &[]),
         other => panic!("tests/shaders.rs: say which parameters {other} takes"),
     };
     [params, more].concat()

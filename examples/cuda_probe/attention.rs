@@ -6,13 +6,13 @@ use crate::{VARIANTS, open};
 use minference::backend::Backend;
 use minference::backend::cuda::Cuda;
 use minference::backend::params::{BLOCK, HeadPlan};
+use minference::bench::bands;
 use minference::estimate;
 use minference::index::{HostIndex, IndexLayout, SparseIndex};
 use minference::ops::{self, AttentionShape};
 use minference::pattern::HeadPattern;
 use minference::tensor::Tensor;
 use minference::{DType, Result};
-use std::collections::BTreeSet;
 
 pub const HEADS: usize = 32;
 pub const KV_HEADS: usize = 8;
@@ -114,28 +114,6 @@ impl Layer {
     }
 }
 
-/// `(columns, offsets)` of one head: the `bands` recipe of the torch baseline, number by number.
-pub fn bands(n: usize, columns: usize, offsets: usize, head: u64) -> (Vec<u32>, Vec<u32>) {
-    let mut rng = Rng(1000003 + head);
-    let (columns, offsets) = (columns.min(n), offsets.min(n));
-    let mut vertical: BTreeSet<u32> = (0..columns.min(30) as u32).collect();
-    while vertical.len() < columns {
-        vertical.insert((rng.next() % n as u64) as u32);
-    }
-    let base = offsets.min(100).max(offsets / 2);
-    let mut slash: BTreeSet<u32> = (0..base as u32).collect();
-    while slash.len() < offsets {
-        let width = 32 + rng.next() % 225;
-        let start = base as u64 + rng.next() % ((n - base).max(1) as u64);
-        for offset in start..(start + width).min(n as u64) {
-            if slash.len() < offsets {
-                slash.insert(offset as u32);
-            }
-        }
-    }
-    (vertical.into_iter().collect(), slash.into_iter().collect())
-}
-
 /// A block-sparse index of `top_k` random blocks a row block; with `alike`, rows 2m and 2m + 1 share their picks.
 fn random_blocks(b: &Cuda, shape: &AttentionShape, top_k: usize, alike: bool) -> Result<SparseIndex<Cuda>> {
     let (rows, blocks) = (shape.q_len.div_ceil(BLOCK), shape.kv_len.div_ceil(BLOCK));
@@ -194,7 +172,7 @@ fn random_blocks(b: &Cuda, shape: &AttentionShape, top_k: usize, alike: bool) ->
 fn index(b: &Cuda, what: &str, layer: &Layer) -> Result<SparseIndex<Cuda>> {
     let (shape, n) = (&layer.shape, layer.shape.q_len);
     let sets = |columns, offsets| {
-        let sets: Vec<_> = (0..shape.n_heads).map(|h| bands(n, columns, offsets, h as u64)).collect();
+        let sets: Vec<_> = (0..shape.n_heads).map(|h| bands(n, columns, offsets, h)).collect();
         let (columns, offsets): (Vec<_>, Vec<_>) = sets.into_iter().unzip();
         estimate::from_sets(b, &columns, &offsets, shape)
     };

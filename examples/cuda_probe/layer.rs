@@ -1,6 +1,6 @@
 //! Estimation, whole attention layers, products, row operations and decoding, at the shape of an 8B model.
 
-use crate::attention::{DIM, HEADS, KV_HEADS, Layer, bands};
+use crate::attention::{DIM, HEADS, KV_HEADS, Layer};
 use crate::open;
 use crate::timing::{Rng, gbps, row, tflops, time};
 use minference::attention::attend;
@@ -38,7 +38,7 @@ pub fn estimate() -> Result<()> {
                 format!("index {index:.3} ms, density {density:.4}"),
             );
         }
-        let sets: Vec<_> = (0..heads).map(|h| bands(n, 1000, 6096, h as u64)).collect();
+        let sets: Vec<_> = (0..heads).map(|h| minference::bench::bands(n, 1000, 6096, h)).collect();
         let (columns, offsets): (Vec<_>, Vec<_>) = sets.into_iter().unzip();
         let density = estimate::from_sets(&b, &columns, &offsets, shape)?.density(&b)?;
         let t = time(&b, || estimate::from_sets(&b, &columns, &offsets, shape).map(drop))?;

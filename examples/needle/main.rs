@@ -106,7 +106,7 @@ fn run(args: &Args) -> Result<()> {
         true => DEFAULT_MODES.to_vec(),
         false => args.attention.iter().map(String::as_str).collect(),
     };
-    let modes = names.iter().map(|name| attention_mode(name, None, Some(size))).collect::<Result<Vec<_>>>()?;
+    let modes = names.iter().map(|name| attention_mode(name, None, Some(&model))).collect::<Result<Vec<_>>>()?;
     modes.iter().try_for_each(|mode| mode.check_model(size.1, size.2))?;
     with_device(&args.device, &args.console, NeedleTask { args, model, modes })
 }

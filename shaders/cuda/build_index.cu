@@ -10,10 +10,11 @@
 // more. A row that would pass the budget becomes one dense range in the slot kept for it. The prefix sum (and not an
 // atomic counter) makes the placement, and with it any overflow, the same in every run.
 struct BuildIndexParams { u32 n_heads, q_len, kv_len, q_start, row_blocks, column_tiles, offset_capacity, block_words, range_budget, dense_above; };
-#define DENSE 0                                         // HeadPlan kinds; a plan is (kind, a, b, reserved)
+#define DENSE 0                                         // HeadPlan kinds; a plan is (kind, a, b, c)
 #define A_SHAPE 1
 #define VERTICAL_SLASH 2
 #define BLOCK_SPARSE 3
+#define TRI_SHAPE 4
 #define ROWS 128                                        // row blocks a block
 
 // The ranges of the row block that ends at `end`, ascending: emit(lo, hi). Offsets are `n` ascending numbers.
@@ -87,7 +88,8 @@ template <class Emit> __device__ __forceinline__ void row_of(const BuildIndexPar
         else if (none) emit(begin / 64 * 64, begin / 64 * 64 + 64);
     } else {
         int lo = 0;
-        if (plan.x == A_SHAPE) {
+        // A tri-shape is dense where a row block has one of its last queries.
+        if (plan.x == A_SHAPE || (plan.x == TRI_SHAPE && min(64 * (r + 1), p.q_len) + plan.w <= p.q_len)) {
             lo = max(0, begin - (int)min(plan.z, (u32)begin + 1) + 1);
             const int n_init = (int)min(plan.y, (u32)end);
             if (n_init >= lo) lo = 0;

@@ -129,7 +129,8 @@ decode_attention(const AttentionParams p, u32 split_keys, const act* __restrict_
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-decode_combine(const AttentionParams p, u32 splits, const float* __restrict__ partial_o, const float2* __restrict__ partial, OUT* __restrict__ out) {
+decode_combine(const AttentionParams p, u32 splits, const float* __restrict__ partial_o, const float2* __restrict__ partial,
+               OUT* __restrict__ out, float* __restrict__ lse) {                      // lse: [n_heads, q_len], natural log, or null
     const u32 heads = p.n_heads / p.n_kv_heads, all_rows = heads * p.q_len, row = blockIdx.x % all_rows, kv = blockIdx.x / all_rows;
     const u32 query = row / heads, head = kv * heads + row % heads;
     partial += (u64)blockIdx.x * splits;
@@ -144,5 +145,6 @@ decode_combine(const AttentionParams p, u32 splits, const float* __restrict__ pa
             x = fmaf(partial_o[(u64)s * HEAD_DIM + d], fade, x);
         }
         store(&out[(u64)head * p.out_head_stride + (u64)query * p.out_row_stride + d], l > 0.f ? x / l : 0.f);
+        if (lse && d == 0) lse[(u64)head * p.q_len + query] = (m + log2f(l)) * LN_2;
     }
 }

@@ -1,5 +1,5 @@
 // Tiles of K and V for attention_rows, from storage through registers to workgroup memory, 16 bytes at a time all the way.
-// K and V take turns in the registers: one is on its way from storage while the other is multiplied.
+// The next tile of both is on its way from storage while one is multiplied.
 @group(0) @binding(0) var<storage, read> q: array<vec4<u32>>; // f16 [heads, rows, head_dim] under strides
 @group(0) @binding(1) var<storage, read> k: array<vec4<u32>>; // f16 [kv_heads, kv_len, head_dim] under strides
 @group(0) @binding(2) var<storage, read> v: array<vec4<u32>>; // f16 [kv_heads, kv_len, head_dim] under strides
@@ -14,7 +14,8 @@ var<workgroup> s_tiles: array<vec4<u32>, TILE_ROWS * PITCH>;
 
 // What this invocation copies of a tile.
 //@for i 0 STAGE
-var<private> x${i}: vec4<u32>;
+var<private> k_part${i}: vec4<u32>;
+var<private> v_part${i}: vec4<u32>;
 //@end
 
 fn fetch_k(thread: u32, base: u32) {
@@ -22,7 +23,7 @@ fn fetch_k(thread: u32, base: u32) {
     {
         let x = thread + ${i}u * THREADS;
         let d = min(x % EIGHTS, p.head_dim / 8u - 1u);
-        x${i} = k[base + key_at(x / EIGHTS) * (p.k_row_stride / 8u) + d];
+        k_part${i} = k[base + key_at(x / EIGHTS) * (p.k_row_stride / 8u) + d];
     }
 //@end
 }
@@ -32,18 +33,28 @@ fn fetch_v(thread: u32, base: u32) {
     {
         let x = thread + ${i}u * THREADS;
         let d = min(x % EIGHTS, p.head_dim / 8u - 1u);
-        x${i} = v[base + key_at(x / EIGHTS) * (p.v_row_stride / 8u) + d];
+        v_part${i} = v[base + key_at(x / EIGHTS) * (p.v_row_stride / 8u) + d];
     }
 //@end
 }
 
 // Writes what was fetched; elements beyond the head as zeros, because 0 * NaN is not 0.
-fn put_tile(thread: u32, place: u32) {
+fn put_k(thread: u32) {
 //@for i 0 STAGE
     {
         let x = thread + ${i}u * THREADS;
         let inside = x % EIGHTS < p.head_dim / 8u;
-        s_tiles[place + x / EIGHTS * PITCH + x % EIGHTS] = select(vec4<u32>(), x${i}, inside);
+        s_tiles[K_PLACE + x / EIGHTS * PITCH + x % EIGHTS] = select(vec4<u32>(), k_part${i}, inside);
+    }
+//@end
+}
+
+fn put_v(thread: u32) {
+//@for i 0 STAGE
+    {
+        let x = thread + ${i}u * THREADS;
+        let inside = x % EIGHTS < p.head_dim / 8u;
+        s_tiles[V_PLACE + x / EIGHTS * PITCH + x % EIGHTS] = select(vec4<u32>(), v_part${i}, inside);
     }
 //@end
 }

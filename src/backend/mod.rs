@@ -162,6 +162,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Whether matrices of this type can stay as they are; others are converted at load.
     fn accepts_weight(&self, dtype: DType) -> bool;
 
+    /// Which of several forms of its kernels the device runs, for people; empty where there is no choice.
+    fn kernel_choice(&self, _head_dim: usize) -> String {
+        String::new()
+    }
+
     /// Bytes allocated through this backend.
     fn memory(&self) -> MemoryStats;
 
@@ -272,10 +277,65 @@ pub trait Backend: Sized + Send + Sync + 'static {
         block_mask: SliceMut<Self>,
     ) -> Result<()>;
 
+    /// budget `[rows]` of [`HeadBudget`], scores f32 `[rows, len]`, counts u32 `[rows]`: the fewest scores, the first
+    /// `forced` and then the largest, whose sum reaches `mass` times the row's, within `least` and `most`. Scores within 1/64 of
+    /// each other count as equal, equal ones are taken together. Rows of `mass` 0 are neither read nor written.
+    fn count_by_mass(
+        &self,
+        p: &CountByMassParams,
+        budget: Slice<Self>,
+        scores: Slice<Self>,
+        counts: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// budget `[rows]` of [`HeadBudget`], scores f32 `[rows, len]` in place: the sum of 64 neighbouring offsets, halved, goes to
+    /// the first and the last of them, which together ask for all keys that any of the 64 does; the others become 0. A
+    /// diagonal block costs the same for one offset as for all 64. Rows of `mass` 0 are neither read nor written.
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()>;
+
+    /// budget `[n_heads]` of [`HeadBudget`], column_score f32 `[n_heads, kv_len]`, block_score f32 `[n_heads, key_blocks]`
+    /// (means of the scoring queries against means of key blocks, -inf for future ones); plan `[n_heads]`, column_count
+    /// and offset_count u32 `[n_heads]` in place. Only flex heads are read and written.
+    #[allow(clippy::too_many_arguments, reason = "three inputs and three results")]
+    fn settle_heads(
+        &self,
+        p: &SettleHeadsParams,
+        budget: Slice<Self>,
+        column_score: Slice<Self>,
+        block_score: Slice<Self>,
+        plan: SliceMut<Self>,
+        column_count: SliceMut<Self>,
+        offset_count: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// Adds the softmax weights of a band's blocks to `mass` u32 `[n_heads, 2048]`, by their size: bin `b` holds weights
+    /// of `2^(-b / 64)` and somewhat more, in units of which `2^30` are the whole head. plan `[n_heads]`, scores f32
+    /// `[n_heads, band_len, key_blocks]`; heads of the rule `HEAD_MASS` only.
+    fn weigh_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// The blocks of a band that the head's rule keeps, as bits: block_mask u32 `[n_heads, row_blocks, ceil(key_blocks /
+    /// 32)]`. The first block, those that hold the row block's queries and the `b` nearest are always in. `mass` is that
+    /// of [`Backend::weigh_blocks`] over all bands. Only the band's rows of block-sparse heads under a rule other than
+    /// `TOP_K` are written.
+    fn select_weighed_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()>;
+
     /// From which density on it pays to compute a row block whole, in 256ths of its causal pairs, by measurement:
-    /// [`crate::estimate::EXACT`] says what for.
+    /// [`EXACT`] says what for.
     fn dense_above(&self) -> u32 {
-        crate::estimate::EXACT - 1
+        EXACT - 1
     }
 
     /// The official conversion for vertical-slash heads (`reference`: csrc/vertical_slash_index.cu), and the like for the others.
@@ -293,7 +353,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
         lse: Option<SliceMut<Self>>,
     ) -> Result<()>;
 
-    /// Few queries (`q_len` of 1 as a rule) over all their causal keys, split along the keys. No index is read.
+    /// Few queries (`q_len` of 1 as a rule) over all their causal keys, split along the keys. No index is read. lse as in
+    /// [`Backend::attention`].
     fn decode_attention(
         &self,
         p: &AttentionParams,
@@ -301,5 +362,28 @@ pub trait Backend: Sized + Send + Sync + 'static {
         k: Slice<Self>,
         v: Slice<Self>,
         out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
+    ) -> Result<()>;
+
+    /// part, out act, lse of `out`, of `part` and of both f32 `[n_heads, rows]`. A row without keys (-inf) in one of them is
+    /// taken from the other.
+    fn merge_attention(
+        &self,
+        p: &MergeAttentionParams,
+        part: Slice<Self>,
+        lse: [Slice<Self>; 2],
+        out: SliceMut<Self>,
+        merged_lse: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// The ranges and columns of `index` within `[key_start, key_end)`, for the same columns and windows. Ranges keep their
+    /// places, so that `ranges` is as long as the index's; a row block may come out empty.
+    fn clip_index(
+        &self,
+        p: &ClipIndexParams,
+        index: IndexSlices<Self>,
+        row_ranges: SliceMut<Self>,
+        ranges: SliceMut<Self>,
+        keep: SliceMut<Self>,
     ) -> Result<()>;
 }

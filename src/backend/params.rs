@@ -6,6 +6,14 @@ use bytemuck::{Pod, Zeroable};
 /// Queries per row block and keys per key block: the granularity of a sparse index (paper, section 3; official kernels).
 pub const BLOCK: usize = 64;
 
+/// The value of `dense_above` with which an index is exactly what its patterns chose, as in the official code.
+///
+/// `dense_above` says, in 256ths of the causal pairs, from which density on it pays to compute everything:
+/// [`super::Backend::dense_above`] is what a backend's kernels measured. A row block of a vertical-slash or block-sparse head
+/// that would compute more becomes one dense range, on the device, and a head that must compute more by its settings is
+/// planned as dense, so that nothing is estimated for it. More pairs than chosen are computed then, never fewer.
+pub const EXACT: u32 = 256;
+
 macro_rules! params {
     ($($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? })*) => {$(
         $(#[$doc])*
@@ -123,6 +131,33 @@ params! {
         capacity: u32,
         /// Where the first token goes.
         position: u32,
+    }
+
+    /// Joins attention over some keys with attention over others: the mean of `out` and `part` `[rows, n_heads, head_dim]`
+    /// under a row stride, weighted by the `exp` of their log-sum-exps.
+    MergeAttentionParams {
+        /// Queries.
+        rows: u32,
+        /// Query heads.
+        n_heads: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Distance between queries of both.
+        row_stride: u32,
+    }
+
+    /// The part of an index that lies within some keys.
+    ClipIndexParams {
+        /// Query heads.
+        n_heads: u32,
+        /// Blocks of 64 queries.
+        row_blocks: u32,
+        /// Tiles of 64 columns per head.
+        column_tiles: u32,
+        /// First key.
+        key_start: u32,
+        /// Behind the last key.
+        key_end: u32,
     }
 
     /// Column and offset scores of each head from the last queries (paper, Algorithm 2).
@@ -268,16 +303,84 @@ params! {
         write_lse: u32,
     }
 
+    /// How many of each row's largest scores hold a given part of the row's sum.
+    CountByMassParams {
+        /// Rows of `scores`.
+        rows: u32,
+        /// Scores per row.
+        len: u32,
+        /// The first `forced` are counted before all others.
+        forced: u32,
+        /// Times a row's sum is 1, nearly.
+        unit: f32,
+    }
+
+    /// Offset scores gathered by 64, for flex heads.
+    GroupOffsetsParams {
+        /// Rows of `scores`.
+        rows: u32,
+        /// Scores per row.
+        len: u32,
+    }
+
+    /// Flex heads made vertical-slash, block-sparse or dense.
+    SettleHeadsParams {
+        /// Query heads.
+        n_heads: u32,
+        /// Keys.
+        kv_len: u32,
+        /// Key blocks: `ceil(kv_len / 64)`.
+        key_blocks: u32,
+        /// Softmax scale of the block scores.
+        scale: f32,
+        /// Times a head's column scores sum to 1, nearly.
+        unit: f32,
+    }
+
+    /// Key blocks by their softmax weight in each row block of a band, for the rules of [`HeadPlan`] but `TOP_K`.
+    WeighBlocksParams {
+        /// Query heads.
+        n_heads: u32,
+        /// Row blocks of the whole call.
+        row_blocks: u32,
+        /// Key blocks.
+        key_blocks: u32,
+        /// First row block of the band.
+        band_start: u32,
+        /// Row blocks of the band.
+        band_len: u32,
+        /// Key position of the first query.
+        q_start: u32,
+        /// Queries of the whole call.
+        q_len: u32,
+        /// Softmax scale; scores under `ROW_MASS` are logarithms of weights and take none.
+        scale: f32,
+    }
+
     /// What one head computes: the device form of a pattern. `kind` is one of the `HeadPlan::*` constants.
     HeadPlan {
         /// Which pattern.
         kind: u32,
-        /// A-shape `n_init`; vertical-slash columns; block-sparse `top_k`.
+        /// A-shape and tri-shape `n_init`; vertical-slash columns; block-sparse: the rule's number, `top_k` or the bits of an
+        /// f32.
         a: u32,
-        /// A-shape `n_local`; vertical-slash offsets.
+        /// A-shape and tri-shape `n_local`; vertical-slash offsets; block-sparse: the nearest blocks that every row block
+        /// keeps.
         b: u32,
-        /// Zero.
-        reserved: u32,
+        /// Tri-shape `n_last`; block-sparse: one of the rules `TOP_K` and on.
+        c: u32,
+    }
+
+    /// How much a flex head takes: the part of its plan that vertical-slash and block-sparse heads do not have.
+    HeadBudget {
+        /// The part of the attention mass to reach, 0 for heads that are not flex.
+        mass: f32,
+        /// The square root of the Jensen-Shannon divergence below which block means are trusted.
+        tau: f32,
+        /// Fewest to count; keys of nearest blocks.
+        least: u32,
+        /// Most to count; 0 is as many as the mass needs.
+        most: u32,
     }
 }
 
@@ -290,4 +393,18 @@ impl HeadPlan {
     pub const VERTICAL_SLASH: u32 = 2;
     /// Chosen 64 x 64 blocks.
     pub const BLOCK_SPARSE: u32 = 3;
+    /// The first `a` keys and the last `b`, widened to row blocks; row blocks with any of the last `c` queries are dense.
+    pub const TRI_SHAPE: u32 = 4;
+    /// Not decided yet: [`crate::backend::Backend::settle_heads`] makes one of the others of it. `a` and `b` are the columns
+    /// and offsets that there is room for.
+    pub const FLEX: u32 = 5;
+
+    /// Rule of block-sparse heads: the `a` best blocks of each row block.
+    pub const TOP_K: u32 = 0;
+    /// The heaviest blocks of all row blocks together that hold the part `a` of the head's mass.
+    pub const HEAD_MASS: u32 = 1;
+    /// The heaviest blocks of each row block that hold the part `a` of its mass.
+    pub const ROW_MASS: u32 = 2;
+    /// Blocks that weigh at least `a` times as much as the row block's heaviest.
+    pub const OF_MAX: u32 = 3;
 }

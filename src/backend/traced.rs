@@ -162,6 +162,10 @@ impl<B: Backend> Backend for Traced<B> {
         Ok(content)
     }
 
+    fn kernel_choice(&self, head_dim: usize) -> String {
+        self.inner.kernel_choice(head_dim)
+    }
+
     fn flush(&self) -> Result<()> {
         self.inner.flush()
     }
@@ -283,6 +287,66 @@ impl<B: Backend> Backend for Traced<B> {
         self.time("select_blocks", &sizes, |b| b.select_blocks(p, plan.inner(), scores.inner(), block_mask.inner()))
     }
 
+    fn count_by_mass(
+        &self,
+        p: &CountByMassParams,
+        budget: Slice<Self>,
+        scores: Slice<Self>,
+        counts: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [scores.byte_len, counts.byte_len];
+        self.time("count_by_mass", &sizes, |b| b.count_by_mass(p, budget.inner(), scores.inner(), counts.inner()))
+    }
+
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        let sizes = [scores.byte_len];
+        self.time("group_offsets", &sizes, |b| b.group_offsets(p, budget.inner(), scores.inner()))
+    }
+
+    fn settle_heads(
+        &self,
+        p: &SettleHeadsParams,
+        budget: Slice<Self>,
+        column_score: Slice<Self>,
+        block_score: Slice<Self>,
+        plan: SliceMut<Self>,
+        column_count: SliceMut<Self>,
+        offset_count: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [column_score.byte_len, block_score.byte_len];
+        let (budget, column_score, block_score) = (budget.inner(), column_score.inner(), block_score.inner());
+        let (plan, columns, offsets) = (plan.inner(), column_count.inner(), offset_count.inner());
+        self.time("settle_heads", &sizes, |b| {
+            b.settle_heads(p, budget, column_score, block_score, plan, columns, offsets)
+        })
+    }
+
+    fn weigh_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [scores.byte_len, mass.byte_len];
+        self.time("weigh_blocks", &sizes, |b| b.weigh_blocks(p, plan.inner(), scores.inner(), mass.inner()))
+    }
+
+    fn select_weighed_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [scores.byte_len, block_mask.byte_len];
+        let (plan, scores, mass) = (plan.inner(), scores.inner(), mass.inner());
+        self.time("select_weighed_blocks", &sizes, |b| {
+            b.select_weighed_blocks(p, plan, scores, mass, block_mask.inner())
+        })
+    }
+
     fn build_index(&self, p: &BuildIndexParams, choice: IndexChoice<Self>, out: IndexSlicesMut<Self>) -> Result<()> {
         let sizes = [choice.columns.byte_len, choice.offsets.byte_len, out.keep.byte_len, out.ranges.byte_len];
         let choice = IndexChoice {
@@ -331,9 +395,42 @@ impl<B: Backend> Backend for Traced<B> {
         k: Slice<Self>,
         v: Slice<Self>,
         out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
     ) -> Result<()> {
         let sizes = [q.byte_len, k.byte_len, v.byte_len, out.byte_len];
         let (q, k, v) = (q.inner(), k.inner(), v.inner());
-        self.time("decode_attention", &sizes, |b| b.decode_attention(p, q, k, v, out.inner()))
+        self.time("decode_attention", &sizes, |b| b.decode_attention(p, q, k, v, out.inner(), lse.map(|s| s.inner())))
+    }
+
+    fn merge_attention(
+        &self,
+        p: &MergeAttentionParams,
+        part: Slice<Self>,
+        lse: [Slice<Self>; 2],
+        out: SliceMut<Self>,
+        merged_lse: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [part.byte_len, 2 * out.byte_len];
+        let (part, lse) = (part.inner(), lse.map(|s| s.inner()));
+        self.time("merge_attention", &sizes, |b| b.merge_attention(p, part, lse, out.inner(), merged_lse.inner()))
+    }
+
+    fn clip_index(
+        &self,
+        p: &ClipIndexParams,
+        index: IndexSlices<Self>,
+        row_ranges: SliceMut<Self>,
+        ranges: SliceMut<Self>,
+        keep: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [2 * ranges.byte_len, 2 * keep.byte_len];
+        let index = IndexSlices {
+            row_ranges: index.row_ranges.inner(),
+            ranges: index.ranges.inner(),
+            columns: index.columns.inner(),
+            keep: index.keep.inner(),
+            window: index.window.inner(),
+        };
+        self.time("clip_index", &sizes, |b| b.clip_index(p, index, row_ranges.inner(), ranges.inner(), keep.inner()))
     }
 }

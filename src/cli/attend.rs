@@ -2,7 +2,7 @@
 
 use super::console::{Console, table};
 use super::device::{DeviceArgs, DeviceTask, with_device};
-use super::mode::attention_mode;
+use super::mode::{BudgetArgs, attention_mode};
 use crate::attend::{AttendOptions, AttendReport, attend_file};
 use crate::backend::Backend;
 use crate::pattern::{AttentionMode, HeadPattern};
@@ -27,6 +27,9 @@ pub struct AttendArgs {
     /// An official pattern file, for `--pattern config`.
     #[arg(long, value_name = "FILE")]
     pub patterns: Option<PathBuf>,
+    /// How much flex heads take.
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// The layer of the pattern file.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub layer: usize,
@@ -70,7 +73,7 @@ impl DeviceTask for AttendTask {
 /// Runs the subcommand.
 pub fn attend(args: &AttendArgs, console: &Console) -> Result<()> {
     let mode = match &args.pattern {
-        Some(text) => attention_mode(text, args.patterns.as_deref(), None)?,
+        Some(text) => args.budget.apply(attention_mode(text, args.patterns.as_deref(), None)?)?,
         // Given sets: no pattern decides.
         None => AttentionMode::Uniform(HeadPattern::Dense),
     };

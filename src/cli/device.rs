@@ -40,6 +40,21 @@ impl FromStr for DeviceChoice {
     }
 }
 
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (name, number) = match self {
+            Self::Auto => ("auto", None),
+            Self::Cpu => ("cpu", None),
+            Self::Wgpu(number) => ("wgpu", *number),
+            Self::Cuda(number) => ("cuda", *number),
+        };
+        match number {
+            None => f.write_str(name),
+            Some(number) => write!(f, "{name}:{number}"),
+        }
+    }
+}
+
 fn expected(found: &str) -> String {
     format!("expected auto, cpu, wgpu, wgpu:N, cuda or cuda:N, found {found:?}")
 }
@@ -50,10 +65,38 @@ pub struct DeviceArgs {
     /// auto, cpu, wgpu, wgpu:N, cuda or cuda:N (`minference devices` lists them).
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
+    /// How a wgpu device is opened.
+    #[command(flatten)]
+    pub wgpu: WgpuArgs,
+}
+
+/// What wgpu devices can be told.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct WgpuArgs {
     /// Forces a wgpu kernel tier: auto, plain, subgroup, coop8 or coop16.
     #[cfg(feature = "wgpu")]
     #[arg(long, default_value = "auto", value_name = "TIER")]
     pub tier: crate::backend::wgpu::Tier,
+    /// Pretends that a wgpu binding holds at most so many bytes: what a smaller device would do.
+    #[cfg(feature = "wgpu")]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    pub max_binding_bytes: Option<u64>,
+    /// Pretends that a wgpu workgroup has at most so many bytes of memory.
+    #[cfg(feature = "wgpu")]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(16384..))]
+    pub max_workgroup_bytes: Option<u32>,
+}
+
+#[cfg(feature = "wgpu")]
+impl WgpuArgs {
+    fn options(&self) -> crate::backend::wgpu::Options {
+        crate::backend::wgpu::Options {
+            tier: self.tier,
+            max_binding_bytes: self.max_binding_bytes.map(|bytes| bytes & !3),
+            max_workgroup_bytes: self.max_workgroup_bytes,
+            ..Default::default()
+        }
+    }
 }
 
 /// Work that any backend can do: a closure cannot be generic, so a trait with one method.
@@ -80,8 +123,7 @@ pub fn with_device<T: DeviceTask>(args: &DeviceArgs, console: &Console, task: T)
         DeviceChoice::Auto | DeviceChoice::Cpu => announced(Cpu::new(), console, task),
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(number) => {
-            use crate::backend::wgpu::{Options, Wgpu};
-            announced(Wgpu::new(number, Options { tier: args.tier, ..Options::default() })?, console, task)
+            announced(crate::backend::wgpu::Wgpu::new(number, args.wgpu.options())?, console, task)
         }
         #[cfg(not(feature = "wgpu"))]
         DeviceChoice::Wgpu(_) => Err(not_in_build("wgpu")),
@@ -133,6 +175,9 @@ mod tests {
         assert_eq!("wgpu".parse(), Ok(DeviceChoice::Wgpu(None)));
         assert_eq!("wgpu:2".parse(), Ok(DeviceChoice::Wgpu(Some(2))));
         assert_eq!("cuda:0".parse(), Ok(DeviceChoice::Cuda(Some(0))));
+        for name in ["auto", "cpu", "wgpu", "wgpu:3", "cuda:0"] {
+            assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
+        }
         for wrong in ["", "gpu", "cpu:1", "wgpu:", "wgpu:-1", "cuda:x", "auto:0"] {
             let error = wrong.parse::<DeviceChoice>().unwrap_err();
             assert!(error.ends_with(&format!("found {wrong:?}")), "{error}");

@@ -4,13 +4,17 @@
 //! stopped by Ctrl-C. The backend is picked in one place, [`device::with_device`].
 
 mod attend;
+mod bench;
 pub mod console;
 pub mod device;
 mod devices;
 mod doctor;
+mod eval;
 pub mod mode;
 mod patterns;
+mod random;
 pub mod run;
+mod search;
 
 use crate::{Error, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -53,6 +57,15 @@ enum Command {
     /// One attention layer on q, k and v from a file.
     #[command(after_help = attend::EXAMPLES)]
     Attend(Box<attend::AttendArgs>),
+    /// Finds each head's pattern and budget offline, and writes a pattern file.
+    #[command(after_help = search::EXAMPLES)]
+    Search(search::SearchArgs),
+    /// The paper's evaluations: needle, RULER, InfiniteBench, perplexity, latency; dense beside each mode.
+    #[command(after_help = eval::EXAMPLES)]
+    Eval(Box<eval::EvalArgs>),
+    /// Times attention and whole pre-fills.
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<bench::BenchArgs>),
     /// Files of head patterns.
     #[command(after_help = patterns::EXAMPLES)]
     Patterns(patterns::PatternsArgs),
@@ -60,24 +73,8 @@ enum Command {
 
 /// Flags and commands of the documented interface that do not exist yet: refused by name, so that nobody takes them for
 /// a spelling mistake.
-const NOT_BUILT: &[&str] = &[
-    "search",
-    "eval",
-    "bench",
-    "plot",
-    "--kv-type",
-    "--kv-out",
-    "--kv-in",
-    "--question",
-    "--report",
-    "--verify",
-    "--skip-softmax",
-    "--min-budget",
-    "--max-budget",
-    "--random-weights",
-    "--weight-type",
-    "--dtype",
-];
+const NOT_BUILT: &[&str] =
+    &["plot", "--kv-type", "--kv-out", "--kv-in", "--question", "--report", "--verify", "--skip-softmax", "--dtype"];
 
 /// Parses the command line, runs the command, and reports its error on one line of stderr.
 pub fn main() -> ExitCode {
@@ -99,6 +96,9 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Doctor => doctor::doctor(&console),
         Command::Run(args) => run::run(&args, &console),
         Command::Attend(args) => attend::attend(&args, &console),
+        Command::Search(args) => search::search(&args, &console),
+        Command::Eval(args) => eval::eval(&args, &console),
+        Command::Bench(args) => bench::bench(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }
 }

@@ -1,15 +1,39 @@
 //! `--attention` and `--pattern` as an [`AttentionMode`].
 
-use crate::pattern::{AttentionMode, OfficialFile, PatternConfig};
+use crate::model::Model;
+use crate::pattern::{AttentionMode, HeadPattern, PatternConfig};
 use crate::{Error, Result};
 use std::path::Path;
 
-/// The model that `config` without a file is looked up for: name, layers, heads.
-pub type ModelSize<'a> = (&'a str, usize, usize);
+/// `--min-budget` and `--max-budget`.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct BudgetArgs {
+    /// Fewest columns and fewest diagonals of a flex head (and keys of nearest blocks); 128 unless said.
+    #[arg(long, value_name = "N")]
+    pub min_budget: Option<usize>,
+    /// Most columns and most diagonals of a flex head; 0 is as many as it needs.
+    #[arg(long, value_name = "N")]
+    pub max_budget: Option<usize>,
+}
 
-/// Reads one PATTERN for all heads, `config` with `--patterns FILE`, or `config:FILE`. `config` alone takes the official
-/// file of the model, where there is a model and a file for it.
-pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<ModelSize>) -> Result<AttentionMode> {
+impl BudgetArgs {
+    /// The mode with these budgets; an error where nothing in it has any.
+    pub fn apply(self, mode: AttentionMode) -> Result<AttentionMode> {
+        match (self.min_budget, self.max_budget, mode) {
+            (None, None, mode) => Ok(mode),
+            (least, most, AttentionMode::Uniform(pattern @ HeadPattern::Flex { .. })) => {
+                Ok(AttentionMode::Uniform(pattern.with_budget([least, most])?))
+            }
+            (_, _, mode) => {
+                Err(Error::invalid(format!("--min-budget and --max-budget go with flex, found {}", mode.name())))
+            }
+        }
+    }
+}
+
+/// Reads one PATTERN for all heads, `config` with `--patterns FILE`, or `config:FILE`. `config` alone takes the patterns
+/// of the model ([`Model::patterns`]), where there are some.
+pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<&Model>) -> Result<AttentionMode> {
     let file = match text.strip_prefix("config:") {
         Some(path) => Some(Path::new(path)),
         None if text == "config" => patterns,
@@ -23,9 +47,7 @@ pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<ModelSi
     };
     match (file, model) {
         (Some(file), _) => Ok(AttentionMode::Config(PatternConfig::read(file)?)),
-        (None, Some((name, layers, heads))) => {
-            Ok(AttentionMode::Config(OfficialFile::find(name, layers, heads)?.config()?))
-        }
+        (None, Some(model)) => Ok(AttentionMode::Config(model.patterns()?.1)),
         (None, None) => Err(Error::invalid("pattern `config` needs --patterns FILE (or write config:FILE)")),
     }
 }
@@ -47,6 +69,7 @@ mod tests {
         assert!(error("auto", None).contains("not built yet"));
         assert!(error("dense", Some(path.as_path())).contains("\"dense\""));
         assert!(error("config", None).contains("--patterns"));
-        assert!(attention_mode("config", None, Some(("no such model", 3, 4))).is_err());
+        let needle = crate::embedded::needle().unwrap();
+        assert!(attention_mode("config", None, Some(&needle)).unwrap_err().to_string().contains("--patterns"));
     }
 }

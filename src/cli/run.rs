@@ -2,7 +2,8 @@
 
 use super::console::{self, Console};
 use super::device::{DeviceArgs, DeviceTask, with_device};
-use super::mode::attention_mode;
+use super::mode::{BudgetArgs, attention_mode};
+use super::random::{RandomArgs, random_ids};
 use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
 use crate::engine::{Engine, EngineOptions, Prefill, StopReason};
@@ -21,16 +22,18 @@ Examples:
   minference run --model needle --prompt 'The secret code of Eve is 493821.\\nQuestion: What is the secret code of Eve? Answer: The secret code of Eve is '
   minference run --model SmolLM2-135M-Instruct --chat --prompt 'Why is the sky blue?'
   minference run --model model.gguf --chat --prompt-file long.txt --attention vertical_slash:1000:6096 --timings
-  minference run --model DIR --token-ids ids.json --max-new-tokens 0 --logits-out logits.safetensors --json";
+  minference run --model DIR --token-ids ids.json --max-new-tokens 0 --logits-out logits.safetensors --json
+  minference run --model llama-3-8b-1m --random-weights --weight-type q4_k --layers 4 --prompt-tokens 131072 --max-new-tokens 0 --attention config --json";
 
 /// Arguments of `minference run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// A directory (config.json, *.safetensors, tokenizer.json), a .gguf file, its directory, or `needle`, the embedded model.
+    /// A directory (config.json, *.safetensors, tokenizer.json), a .gguf file, its directory, or `needle`, the embedded
+    /// model; with --random-weights a directory with a config.json, or the name of an embedded config.
     #[arg(long, value_name = "PATH")]
     pub model: String,
     /// The prompt.
-    #[arg(long, value_name = "TEXT", group = "input", required_unless_present_any = ["prompt_file", "token_ids"])]
+    #[arg(long, value_name = "TEXT", group = "input", required_unless_present_any = ["prompt_file", "token_ids", "prompt_tokens"])]
     pub prompt: Option<String>,
     /// The prompt from a UTF-8 file; `-` is standard input.
     #[arg(long, value_name = "FILE", group = "input")]
@@ -38,18 +41,28 @@ pub struct RunArgs {
     /// The prompt as a JSON list of token ids.
     #[arg(long, value_name = "FILE", group = "input", conflicts_with = "chat")]
     pub token_ids: Option<PathBuf>,
+    /// So many token ids drawn by --seed, for latency only: the answer means nothing.
+    #[arg(long, value_name = "N", group = "input", conflicts_with = "chat", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub prompt_tokens: Option<u32>,
+    /// Weights made up from the config, for latency.
+    #[command(flatten)]
+    pub random: RandomArgs,
     /// Puts the prompt into the model's chat template.
     #[arg(long)]
     pub chat: bool,
     /// Tokens to generate; 0 pre-fills only.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_new_tokens: usize,
-    /// One pattern for all heads, `config` with --patterns (without: the official file of this model), or `config:FILE`.
+    /// One pattern for all heads, `config` with --patterns (without: the patterns that the checkpoint brings, else the
+    /// official file of this model), or `config:FILE`.
     #[arg(long, value_name = "PATTERN", default_value = "dense")]
     pub attention: String,
     /// An official pattern file, for `--attention config`.
     #[arg(long, value_name = "FILE")]
     pub patterns: Option<PathBuf>,
+    /// How much flex heads take.
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub chunk: usize,
@@ -68,7 +81,7 @@ pub struct RunArgs {
     /// Samples from so many of the most probable tokens; 0 is all.
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
-    /// Chooses the random numbers of sampling.
+    /// Chooses the random numbers of sampling, of --prompt-tokens and of --random-weights.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Writes `logits`, f32, one a token of the vocabulary, of the prompt's last position.
@@ -84,10 +97,11 @@ pub struct RunArgs {
 
 /// Opens what `--model` names.
 pub fn open_model(name: &str) -> Result<Model> {
-    let path = Path::new(name);
-    if name == "needle" && !path.exists() {
+    // Before any file of that name: the name always means the embedded model, and `./needle` the file.
+    if name == "needle" {
         return crate::embedded::needle();
     }
+    let path = Path::new(name);
     if !path.exists() {
         let hub =
             "; names of the Hugging Face hub are not built yet: download it first (`hf download NAME --local-dir DIR`)";
@@ -111,13 +125,20 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
             "--kv none keeps nothing to decode from: expected --max-new-tokens 0 or 1, found {found}"
         )));
     }
-    let mut model = open_model(&args.model)?;
+    let mut model = match args.random.weight_type()? {
+        Some(dtype) => args.random.open(&args.model, dtype, args.seed)?,
+        None => open_model(&args.model)?,
+    };
     if let Some(scaling) = &args.rope_scaling {
         model.config.override_rope_scaling(scaling)?;
     }
+    let mut mode = attention_mode(&args.attention, args.patterns.as_deref(), Some(&model))?;
+    if args.attention == "config" && args.patterns.is_none() {
+        console.note(&format!("patterns: {}", model.patterns()?.0));
+    }
+    args.random.cut(&mut model, &mut mode);
     let config = &model.config;
-    let size = (model.name.as_str(), config.n_layers, config.n_heads);
-    let mode = attention_mode(&args.attention, args.patterns.as_deref(), Some(size))?;
+    mode = args.budget.apply(mode)?;
     mode.check_model(config.n_layers, config.n_heads)?;
     let ids = prompt_ids(args, &model)?;
     console.explain(&format!("{}: {} tokens, attention {}", model.name, ids.len(), mode.name()));
@@ -128,10 +149,15 @@ fn prompt_ids(args: &RunArgs, model: &Model) -> Result<Vec<u32>> {
     if let Some(path) = &args.token_ids {
         return read_ids(path, model.config.vocab);
     }
+    if let Some(tokens) = args.prompt_tokens {
+        return Ok(random_ids(tokens as usize, model.config.vocab, args.seed));
+    }
     let (source, text) = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => ("--prompt".to_string(), text.clone()),
         (None, Some(path)) => (path.display().to_string(), read_prompt(path)?),
-        (None, None) => return Err(Error::invalid("expected --prompt, --prompt-file or --token-ids, found none")),
+        (None, None) => {
+            return Err(Error::invalid("expected --prompt, --prompt-file, --token-ids or --prompt-tokens, found none"));
+        }
     };
     if text.trim().is_empty() {
         let found = if text.is_empty() { "nothing" } else { "only white space" };
@@ -140,7 +166,7 @@ fn prompt_ids(args: &RunArgs, model: &Model) -> Result<Vec<u32>> {
     if args.chat { model.text()?.encode_chat(&text) } else { model.text()?.encode(&text) }
 }
 
-fn read_prompt(path: &Path) -> Result<String> {
+pub(super) fn read_prompt(path: &Path) -> Result<String> {
     let bytes = if path == Path::new("-") {
         let mut bytes = Vec::new();
         std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
@@ -195,8 +221,19 @@ impl DeviceTask for RunTask<'_> {
 }
 
 /// Operations that decide what to compute; `attention` computes it.
-const ESTIMATION: [&str; 6] =
-    ["score_last_queries", "select_top_k", "pool_blocks", "score_blocks", "select_blocks", "build_index"];
+const ESTIMATION: [&str; 11] = [
+    "score_last_queries",
+    "select_top_k",
+    "pool_blocks",
+    "score_blocks",
+    "select_blocks",
+    "count_by_mass",
+    "group_offsets",
+    "settle_heads",
+    "weigh_blocks",
+    "select_weighed_blocks",
+    "build_index",
+];
 
 impl RunTask<'_> {
     fn answer<B: Backend>(
@@ -244,7 +281,9 @@ impl RunTask<'_> {
         let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
         if console.json {
             console.print_json(&json!({
-                "model": engine.model().name, "device": info.id, "backend": info.backend,
+                "model": engine.model().name, "weights": engine.model().weights.describe(),
+                "latency_only": args.random.random_weights || args.prompt_tokens.is_some(),
+                "device": info.id, "backend": info.backend,
                 "dtype": engine.backend().activation().to_string(), "attention": self.mode.name(),
                 "prompt_tokens": prefill.tokens, "prefill_s": prefill.seconds,
                 "prefill_tokens_per_s": rate(prefill.tokens, prefill.seconds),
@@ -265,6 +304,9 @@ impl RunTask<'_> {
             self.mode.name(),
             prefill.density
         ));
+        if args.random.random_weights || args.prompt_tokens.is_some() {
+            console.note("random weights or tokens: times mean something, the answer does not");
+        }
         if answer.steps > 0 {
             console.note(&format!(
                 "decode: {} steps in {:.2} s, {:.1} tokens/s",

@@ -4,7 +4,7 @@ use super::EngineOptions;
 use crate::backend::Backend;
 use crate::backend::params::BLOCK;
 use crate::model::decoder::workspace_bytes;
-use crate::model::{DecoderConfig, KvPlace, Model, kv_cache};
+use crate::model::{DecoderConfig, KvPlace, Model, dual_chunk_bytes, kv_cache};
 use crate::{DType, Error, Result};
 
 /// Of the device's memory, what is planned with: drivers, pipelines and fragments take the rest.
@@ -77,6 +77,7 @@ impl MemoryPlan {
         let sets = (row_blocks * (self.capacity as u64 / 4 + 64)).min(INDEX_BYTES);
         self.kv = kv_cache::bytes(c, self.act, self.capacity, self.options.kv);
         self.workspace = workspace_bytes(c, self.act, chunk) + logits;
+        self.workspace += dual_chunk_bytes(c, self.act, chunk, self.capacity, sets);
         self.index = sets + 8 * (c.n_heads * self.capacity) as u64;
     }
 

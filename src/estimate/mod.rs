@@ -7,11 +7,22 @@
 //! ```text
 //! HeadPattern --plan--> HeadPlan --choose--> columns, offsets, block mask --build--> SparseIndex
 //! ```
+//!
+//! Methods whose budget is found with the choice use the same parts. **Flex** is FlexPrefill (arXiv 2502.20766, algorithms
+//! 1 to 4): the last queries' attention over key blocks against the softmax of block means, by the square root of their
+//! Jensen-Shannon divergence; below `tau` the heaviest blocks of the whole map that hold `gamma` of it, else the fewest
+//! columns and the fewest diagonals that hold `gamma` of the last queries' attention. Apart from the paper, blocks are of
+//! 64 and not 128, the last 64 queries stand for all, columns are single keys, diagonals are weighed
+//! and taken by 64 (a block of them costs what one does) and become blocks by the official MInference rule, [`FORCED_COLUMNS`] and [`FORCED_OFFSETS`] are always in, weights within 1/64 of each other are taken
+//! together (so that an even map is taken whole), and a head that needs more than an eighth of all columns (4096 to 16384)
+//! becomes dense.
 
 mod block_sparse;
+mod flex;
 mod plan;
 mod vertical_slash;
 
+pub use crate::backend::params::EXACT;
 pub use plan::{IndexLimits, head_groups};
 pub use vertical_slash::{FORCED_COLUMNS, FORCED_OFFSETS, MIN_COLUMNS, MIN_OFFSETS, effective_counts};
 
@@ -22,7 +33,9 @@ use crate::ops::{self, AttentionShape};
 use crate::pattern::HeadPattern;
 use crate::tensor::{Tensor, View};
 use crate::{DType, Error, Result};
+use block_sparse::Means;
 use plan::Plan;
+use vertical_slash::Scores;
 
 /// The index of a layer's heads: [`choose`], then [`Chosen::build`]. q, k act under the shape's strides, RoPE applied.
 ///
@@ -37,14 +50,6 @@ pub fn estimate<B: Backend>(
 ) -> Result<SparseIndex<B>> {
     estimate_or_dense(b, patterns, shape, q, k, EXACT)
 }
-
-/// The value of `dense_above` with which an index is exactly what its patterns chose, as in the official code.
-///
-/// `dense_above` says, in 256ths of the causal pairs, from which density on it pays to compute everything:
-/// [`Backend::dense_above`] is what a backend's kernels measured. A row block of a vertical-slash or block-sparse head
-/// that would compute more becomes one dense range, on the device, and a head that must compute more by its settings is
-/// planned as dense, so that nothing is estimated for it. More pairs than chosen are computed then, never fewer.
-pub const EXACT: u32 = 256;
 
 /// [`estimate`], but dense where the chosen pairs are more than `dense_above` 256ths of all: see [`EXACT`].
 pub fn estimate_or_dense<B: Backend>(
@@ -67,9 +72,11 @@ pub struct Chosen<B: Backend> {
     columns: Tensor<B>,
     /// u32 `[H, capacity]`.
     offsets: Tensor<B>,
-    /// u32 `[H]`.
+    /// u32 `[H]`: 0 for heads that are not vertical-slash.
+    column_count: Tensor<B>,
+    /// u32 `[H]`, likewise.
     offset_count: Tensor<B>,
-    /// u32 `[H, R, ceil(C / 32)]`, or one element where no head is block-sparse.
+    /// u32 `[H, R, ceil(C / 32)]`, or one element where no head can be block-sparse.
     block_mask: Tensor<B>,
     dense_above: u32,
 }
@@ -96,12 +103,20 @@ pub fn choose_or_dense<B: Backend>(
 ) -> Result<Chosen<B>> {
     let plan = Plan::new(patterns, shape, IndexLimits::of(b), dense_above)?;
     let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
-    if plan.uses(HeadPlan::VERTICAL_SLASH) {
-        let Chosen { plan: table, columns, offsets, .. } = &mut chosen;
-        vertical_slash::choose(b, shape, &plan, table.view(), q, k, columns.view_mut(), offsets.view_mut())?;
+    let flex = plan.uses(HeadPlan::FLEX);
+    let means = match flex || plan.uses(HeadPlan::BLOCK_SPARSE) {
+        true => Some(Means::new(b, shape, q, k)?),
+        false => None,
+    };
+    if flex || plan.uses(HeadPlan::VERTICAL_SLASH) {
+        let mut scores = Scores::new(b, shape, &plan, q, k)?;
+        if let (true, Some(means)) = (flex, &means) {
+            flex::settle(b, shape, &plan, &mut scores, means, q, &mut chosen)?;
+        }
+        vertical_slash::choose(b, shape, &scores, &mut chosen)?;
     }
-    if plan.uses(HeadPlan::BLOCK_SPARSE) {
-        chosen.block_mask = block_sparse::choose(b, shape, chosen.plan.view(), q, k)?;
+    if let Some(means) = &means {
+        chosen.block_mask = block_sparse::choose(b, shape, &plan, chosen.plan.view(), means)?;
     }
     Ok(chosen)
 }
@@ -115,6 +130,17 @@ pub fn from_sets<B: Backend>(
     offsets: &[Vec<u32>],
     shape: &AttentionShape,
 ) -> Result<SparseIndex<B>> {
+    from_sets_or_dense(b, columns, offsets, shape, EXACT)
+}
+
+/// [`from_sets`], but with one dense range in row blocks whose sets cover more than `dense_above` 256ths of the pairs.
+pub fn from_sets_or_dense<B: Backend>(
+    b: &B,
+    columns: &[Vec<u32>],
+    offsets: &[Vec<u32>],
+    shape: &AttentionShape,
+    dense_above: u32,
+) -> Result<SparseIndex<B>> {
     let (columns, offsets) = (sorted("column", columns, shape)?, sorted("offset", offsets, shape)?);
     let reach = shape.q_start + BLOCK;
     for (head, offsets) in offsets.iter().enumerate() {
@@ -126,7 +152,7 @@ pub fn from_sets<B: Backend>(
         }
     }
     let plan = Plan::of_sets(&columns, &offsets, shape, IndexLimits::of(b));
-    let mut chosen = Chosen::alloc(b, &plan)?;
+    let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
     chosen.columns.write(b, &padded(&columns, chosen.columns.shape().dims()[1]))?;
     chosen.offsets.write(b, &padded(&offsets, plan.offset_capacity))?;
     chosen.build(b)
@@ -136,13 +162,14 @@ impl<B: Backend> Chosen<B> {
     /// The plan, its counts, and room for the rest.
     fn alloc(b: &B, plan: &Plan) -> Result<Self> {
         let heads = plan.heads.len();
-        let counts: Vec<u32> = plan.counts(|head| head.b);
+        let counts = |count: fn(&HeadPlan) -> u32| Tensor::from_slice(b, DType::U32, [heads], &plan.counts(count));
         Ok(Self {
             layout: plan.layout,
             plan: Tensor::from_bytes(b, DType::U32, [heads, 4], bytemuck::cast_slice(&plan.heads))?,
             columns: Tensor::alloc(b, DType::U32, [heads, BLOCK * plan.layout.column_tiles.max(1)])?,
             offsets: Tensor::alloc(b, DType::U32, [heads, plan.offset_capacity])?,
-            offset_count: Tensor::from_slice(b, DType::U32, [heads], &counts)?,
+            column_count: counts(|head| head.a)?,
+            offset_count: counts(|head| head.b)?,
             block_mask: Tensor::alloc(b, DType::U32, [1, 1, 1])?,
             dense_above: EXACT,
         })

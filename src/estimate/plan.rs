@@ -1,9 +1,9 @@
 //! What is decided before anything runs: each head's [`HeadPlan`], the sizes of the index, and how many heads go together.
 
 use super::EXACT;
-use super::vertical_slash::{FORCED_OFFSETS, effective_counts};
+use super::vertical_slash::{FORCED_COLUMNS, FORCED_OFFSETS, effective_counts};
 use crate::backend::Backend;
-use crate::backend::params::{BLOCK, HeadPlan};
+use crate::backend::params::{BLOCK, HeadBudget, HeadPlan};
 use crate::index::IndexLayout;
 use crate::ops::AttentionShape;
 use crate::pattern::HeadPattern;
@@ -38,6 +38,8 @@ const SURE_RANGES: u64 = 8 << 20;
 /// The plan of one call: everything that the host knows about its index.
 pub(super) struct Plan {
     pub heads: Vec<HeadPlan>,
+    /// Of flex heads; zeros for the others.
+    pub budgets: Vec<HeadBudget>,
     pub layout: IndexLayout,
     /// Offsets that each head has room for, at least 1.
     pub offset_capacity: usize,
@@ -62,11 +64,17 @@ impl Plan {
         }
         let plan = |&pattern: &HeadPattern| {
             let plan = head_plan(pattern.checked()?, shape);
-            let dense = HeadPlan { kind: HeadPlan::DENSE, a: 0, b: 0, reserved: 0 };
+            let dense = HeadPlan { kind: HeadPlan::DENSE, a: 0, b: 0, c: 0 };
             Ok(if pays(&plan, shape, dense_above) { plan } else { dense })
         };
         let heads = patterns.iter().map(plan).collect::<Result<Vec<_>>>()?;
-        Ok(Self::of_heads(heads, shape, limits, FORCED_OFFSETS))
+        let mut plan = Self::of_heads(heads, shape, limits, FORCED_OFFSETS);
+        for ((budget, head), pattern) in plan.budgets.iter_mut().zip(&plan.heads).zip(patterns) {
+            if let (HeadPlan::FLEX, &HeadPattern::Flex { gamma, tau, budget: [least, most] }) = (head.kind, pattern) {
+                *budget = HeadBudget { mass: gamma, tau, least: least as u32, most: most as u32 };
+            }
+        }
+        Ok(plan)
     }
 
     /// Vertical-slash heads with these columns and offsets.
@@ -75,14 +83,14 @@ impl Plan {
             kind: HeadPlan::VERTICAL_SLASH,
             a: columns.len() as u32,
             b: offsets.len() as u32,
-            reserved: 0,
+            c: 0,
         });
         Self::of_heads(heads.collect(), shape, limits, 0)
     }
 
     fn of_heads(heads: Vec<HeadPlan>, shape: &AttentionShape, limits: IndexLimits, forced: usize) -> Self {
         let most = |count: fn(&HeadPlan) -> u32| {
-            let counts = heads.iter().filter(|h| h.kind == HeadPlan::VERTICAL_SLASH).map(count);
+            let counts = heads.iter().filter(|h| has_lines(h)).map(count);
             counts.max().unwrap_or(0) as usize
         };
         let mut layout = IndexLayout {
@@ -99,7 +107,23 @@ impl Plan {
             limits.index_bytes.saturating_sub(layout.bytes()).min(limits.part_bytes.saturating_sub(8 * slots)) / 8;
         let likely: u64 = heads.iter().map(|h| range_estimate(h, shape)).sum();
         layout.range_budget = bound.min(room).min(likely.max(SURE_RANGES)) as usize;
-        Self { offset_capacity: most(|h| h.b).max(1), heads, layout }
+        let budgets = vec![HeadBudget::default(); heads.len()];
+        Self { offset_capacity: most(|h| h.b).max(1), heads, budgets, layout }
+    }
+
+    /// The heads as a table in which one kind stands for another, and heads of neither are dense.
+    pub fn table(&self, kind_of: impl Fn(&HeadPlan) -> Option<u32>) -> Vec<u32> {
+        let row = |head: &HeadPlan| match kind_of(head) {
+            Some(kind) => [kind, head.a, head.b, head.c],
+            None => [HeadPlan::DENSE, 0, 0, 0],
+        };
+        self.heads.iter().flat_map(row).collect()
+    }
+
+    /// Whether any head chooses blocks by weight, or may come to.
+    pub fn weighs(&self) -> bool {
+        self.uses(HeadPlan::FLEX)
+            || self.heads.iter().any(|h| h.kind == HeadPlan::BLOCK_SPARSE && h.c != HeadPlan::TOP_K)
     }
 
     /// Whether any head is of this kind.
@@ -114,16 +138,35 @@ impl Plan {
     }
 }
 
+/// Whether a head has columns and offsets, or may come to.
+fn has_lines(head: &HeadPlan) -> bool {
+    matches!(head.kind, HeadPlan::VERTICAL_SLASH | HeadPlan::FLEX)
+}
+
+/// Blocks that a threshold head keeps before each row block, itself included (FlashPrefill's window).
+const THRESHOLD_WINDOW: u32 = 4;
+
+/// Columns that a flex head of `keys` keys has room for. One that needs more would gain little: it becomes dense.
+pub(super) fn flex_columns(keys: usize) -> usize {
+    (keys / 8).clamp(4096, 16384).min(keys)
+}
+
 /// The device form of a pattern.
 fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
     let keys = shape.kv_len;
-    let plan = |kind, a: usize, b: usize| HeadPlan { kind, a: a as u32, b: b as u32, reserved: 0 };
+    let plan = |kind, a: usize, b: usize| HeadPlan { kind, a: a as u32, b: b as u32, c: 0 };
     match pattern {
-        HeadPattern::Dense => plan(HeadPlan::DENSE, 0, 0),
-        HeadPattern::AShape { n_init, n_local } if n_init.saturating_add(n_local) >= keys => {
+        HeadPattern::AShape { n_init, n_local } | HeadPattern::TriShape { n_init, n_local, .. }
+            if n_init.saturating_add(n_local) >= keys =>
+        {
             plan(HeadPlan::DENSE, 0, 0)
         }
+        HeadPattern::Dense => plan(HeadPlan::DENSE, 0, 0),
         HeadPattern::AShape { n_init, n_local } => plan(HeadPlan::A_SHAPE, n_init, n_local),
+        HeadPattern::TriShape { n_last, .. } if n_last >= shape.q_len => plan(HeadPlan::DENSE, 0, 0),
+        HeadPattern::TriShape { n_init, n_local, n_last } => {
+            HeadPlan { c: n_last as u32, ..plan(HeadPlan::TRI_SHAPE, n_init, n_local) }
+        }
         HeadPattern::VerticalSlash { columns, offsets } => match effective_counts(keys, columns, offsets) {
             // Every offset: every pair.
             (_, offsets) if offsets == keys => plan(HeadPlan::DENSE, 0, 0),
@@ -131,6 +174,16 @@ fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
         },
         HeadPattern::BlockSparse { top_k } if top_k >= keys.div_ceil(BLOCK) => plan(HeadPlan::DENSE, 0, 0),
         HeadPattern::BlockSparse { top_k } => plan(HeadPlan::BLOCK_SPARSE, top_k, 0),
+        HeadPattern::Flex { gamma, budget: [least, _], .. } if gamma >= 1.0 || least.max(FORCED_OFFSETS) >= keys => {
+            plan(HeadPlan::DENSE, 0, 0)
+        }
+        HeadPattern::Flex { budget: [_, most], .. } => {
+            let room = if most > 0 { flex_columns(keys).min(most.max(FORCED_COLUMNS)) } else { flex_columns(keys) };
+            plan(HeadPlan::FLEX, room, keys)
+        }
+        HeadPattern::Threshold { alpha } => {
+            HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: alpha.to_bits(), b: THRESHOLD_WINDOW, c: HeadPlan::OF_MAX }
+        }
     }
 }
 
@@ -140,7 +193,7 @@ fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
 fn pays(head: &HeadPlan, shape: &AttentionShape, dense_above: u32) -> bool {
     let width = match head.kind {
         HeadPlan::VERTICAL_SLASH => u64::from(head.b),
-        HeadPlan::BLOCK_SPARSE => u64::from(head.a) * BLOCK as u64,
+        HeadPlan::BLOCK_SPARSE if head.c == HeadPlan::TOP_K => u64::from(head.a) * BLOCK as u64,
         _ => return true,
     };
     let (first, rows) = (shape.q_start as u64 + 1, shape.q_len as u64);
@@ -160,10 +213,12 @@ fn range_bound(head: &HeadPlan, shape: &AttentionShape, forced: usize) -> u64 {
     // Block `r` of the call ends `r` blocks after the first one does; `first + r` bounds what fits before its end.
     let first = (shape.q_start / BLOCK) as u64 + 2;
     match head.kind {
-        HeadPlan::A_SHAPE => 2 * rows,
+        HeadPlan::A_SHAPE | HeadPlan::TRI_SHAPE => 2 * rows,
         HeadPlan::VERTICAL_SLASH => capped_sum(first, rows, (head.b as u64).saturating_sub(forced as u64) + 1),
         // Chosen blocks that touch are one range; with an unaligned start one block is added.
-        HeadPlan::BLOCK_SPARSE => capped_sum(first, rows, head.a as u64 + 1),
+        HeadPlan::BLOCK_SPARSE if head.c == HeadPlan::TOP_K => capped_sum(first, rows, head.a as u64 + 1),
+        // Every other block, or an offset in 65, at worst.
+        HeadPlan::BLOCK_SPARSE | HeadPlan::FLEX => capped_sum(first, rows, u64::MAX),
         _ => rows,
     }
 }
@@ -178,6 +233,9 @@ fn capped_sum(first: u64, rows: u64, cap: u64) -> u64 {
 /// leave the most gaps, and a quarter more. Real heads cluster theirs and have a tenth of it.
 fn range_estimate(head: &HeadPlan, shape: &AttentionShape) -> u64 {
     let bound = range_bound(head, shape, FORCED_OFFSETS);
+    if head.kind == HeadPlan::FLEX || (head.kind == HeadPlan::BLOCK_SPARSE && head.c != HeadPlan::TOP_K) {
+        return bound / 4;
+    }
     if head.kind != HeadPlan::VERTICAL_SLASH {
         return bound;
     }
@@ -198,12 +256,13 @@ pub fn head_groups(patterns: &[HeadPattern], shape: &AttentionShape, limits: Ind
     let fits = |group: Range<usize>| {
         let plans = &plans[group];
         let n = plans.len() as u64;
-        let of = |kind| plans.iter().filter(move |h| h.kind == kind);
-        let tiles = of(HeadPlan::VERTICAL_SLASH).map(|h| (h.a as u64).div_ceil(BLOCK as u64)).max().unwrap_or(0);
+        let has_blocks = |h: &HeadPlan| matches!(h.kind, HeadPlan::BLOCK_SPARSE | HeadPlan::FLEX);
+        let lines = plans.iter().filter(|h| has_lines(h));
+        let tiles = lines.map(|h| (h.a as u64).div_ceil(BLOCK as u64)).max().unwrap_or(0);
         let ranges = 8 * (n * rows + plans.iter().map(|h| range_estimate(h, shape)).sum::<u64>());
         let keep = 8 * n * rows * tiles.max(1);
         let scores = 4 * n * shape.kv_len as u64 * u64::from(tiles > 0);
-        let mask = 4 * n * rows * mask_words * u64::from(of(HeadPlan::BLOCK_SPARSE).next().is_some());
+        let mask = 4 * n * rows * mask_words * u64::from(plans.iter().any(has_blocks));
         [ranges, keep, scores, mask].iter().all(|&part| part <= limits.part_bytes)
             && ranges + keep + mask <= limits.index_bytes
     };
@@ -262,6 +321,11 @@ mod tests {
             ("block_sparse:15", HeadPlan::BLOCK_SPARSE),
             ("a_shape:1:999", HeadPlan::DENSE),
             ("a_shape:1:998", HeadPlan::A_SHAPE),
+            ("tri_shape:1:999:5", HeadPlan::DENSE),
+            ("tri_shape:1:500:1000", HeadPlan::DENSE),
+            ("tri_shape:1:500:999", HeadPlan::TRI_SHAPE),
+            ("flex:1", HeadPlan::DENSE),
+            ("flex:0.9", HeadPlan::FLEX),
         ] {
             assert_eq!(head_plan(text.parse().unwrap(), &shape).kind, kind, "{text}");
         }
@@ -286,9 +350,14 @@ mod tests {
 
     #[test]
     fn an_index_of_32_heads_at_128k_is_one_group_under_512_mib() {
-        for text in
-            ["vertical_slash:1000:6096", "vertical_slash:22032:24528", "vertical_slash:500:2048", "block_sparse:100"]
-        {
+        for text in [
+            "vertical_slash:1000:6096",
+            "vertical_slash:22032:24528",
+            "vertical_slash:500:2048",
+            "block_sparse:100",
+            "flex:0.95",
+            "threshold:0.1",
+        ] {
             let patterns = vec![text.parse().unwrap(); 32];
             let shape = shape(32, 8, 131072, 0);
             assert_eq!(head_groups(&patterns, &shape, LIMITS).len(), 1, "{text}");
@@ -306,6 +375,7 @@ mod tests {
                 ("vertical_slash:30:800", 28, 4),
                 ("block_sparse:100", 32, 32),
                 ("a_shape:1024:4096", 32, 2),
+                ("flex:0.95", 32, 8),
             ] {
                 let patterns = vec![text.parse().unwrap(); heads];
                 let shape = shape(heads, kv_heads, 1 << 20, 0);
@@ -347,7 +417,7 @@ mod tests {
                     }
                 }
             }
-            let head = HeadPlan { kind: HeadPlan::VERTICAL_SLASH, a: 0, b: offsets.len() as u32, reserved: 0 };
+            let head = HeadPlan { kind: HeadPlan::VERTICAL_SLASH, a: 0, b: offsets.len() as u32, c: 0 };
             let bound = range_bound(&head, &shape, 0);
             assert!(ranges <= bound && bound < ranges + ranges / 10 + 200, "{ranges} {bound}");
         }

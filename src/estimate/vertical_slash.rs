@@ -1,9 +1,11 @@
 //! Vertical-slash heads: columns and diagonals by the attention of the last 64 queries (paper, Algorithm 2).
 
+use super::Chosen;
 use super::plan::Plan;
 use crate::backend::Backend;
+use crate::backend::params::HeadPlan;
 use crate::ops::{self, AttentionShape};
-use crate::tensor::{Tensor, View, ViewMut};
+use crate::tensor::{Tensor, View};
 use crate::{DType, Result};
 
 /// The first columns that every head computes. Not in the paper; in every release of the official code.
@@ -24,26 +26,43 @@ pub fn effective_counts(kv_len: usize, columns: usize, offsets: usize) -> (usize
     (kv_len.min(columns.max(MIN_COLUMNS)), kv_len.min(offsets.max(MIN_OFFSETS)))
 }
 
-/// Fills columns u32 `[H, 64 * column_tiles]` and offsets u32 `[H, capacity]`, ascending, padded with `u32::MAX`; the rows
-/// of other heads are not written.
-#[allow(clippy::too_many_arguments, reason = "three inputs and two outputs beside what every operation takes")]
+/// The attention of the last queries by key and by distance.
+pub(super) struct Scores<B: Backend> {
+    /// f32 `[H, keys]`.
+    pub columns: Tensor<B>,
+    /// f32 `[H, keys]`.
+    pub offsets: Tensor<B>,
+}
+
+impl<B: Backend> Scores<B> {
+    /// Of vertical-slash heads and of those that may become it; the rows of others are not written.
+    pub fn new(b: &B, shape: &AttentionShape, plan: &Plan, q: View<B>, k: View<B>) -> Result<Self> {
+        let (heads, keys) = (shape.n_heads, shape.kv_len);
+        let scored = |head: &HeadPlan| {
+            matches!(head.kind, HeadPlan::VERTICAL_SLASH | HeadPlan::FLEX).then_some(HeadPlan::VERTICAL_SLASH)
+        };
+        let table = Tensor::from_slice(b, DType::U32, [heads, 4], &plan.table(scored))?;
+        let mut scores = Self {
+            columns: Tensor::alloc(b, DType::F32, [heads, keys])?,
+            offsets: Tensor::alloc(b, DType::F32, [heads, keys])?,
+        };
+        let (columns, offsets) = (scores.columns.view_mut(), scores.offsets.view_mut());
+        ops::score_last_queries(b, shape, table.view(), q, k, columns, offsets)?;
+        Ok(scores)
+    }
+}
+
+/// Fills columns u32 `[H, 64 * column_tiles]` and offsets u32 `[H, capacity]`, ascending, padded with `u32::MAX`, as many as
+/// the counts say; rows of count 0 mean nothing.
 pub(super) fn choose<B: Backend>(
     b: &B,
     shape: &AttentionShape,
-    plan: &Plan,
-    table: View<B>,
-    q: View<B>,
-    k: View<B>,
-    columns: ViewMut<B>,
-    offsets: ViewMut<B>,
+    scores: &Scores<B>,
+    chosen: &mut Chosen<B>,
 ) -> Result<()> {
-    let (heads, keys) = (shape.n_heads, shape.kv_len);
-    let mut column_score = Tensor::alloc(b, DType::F32, [heads, keys])?;
-    let mut offset_score = Tensor::alloc(b, DType::F32, [heads, keys])?;
-    ops::score_last_queries(b, shape, table, q, k, column_score.view_mut(), offset_score.view_mut())?;
-
-    let counts = Tensor::from_slice(b, DType::U32, [heads], &plan.counts(|head| head.a))?;
-    ops::select_top_k(b, column_score.view(), counts.view(), FORCED_COLUMNS.min(keys), columns)?;
-    let counts = Tensor::from_slice(b, DType::U32, [heads], &plan.counts(|head| head.b))?;
-    ops::select_top_k(b, offset_score.view(), counts.view(), FORCED_OFFSETS.min(keys), offsets)
+    let keys = shape.kv_len;
+    let Chosen { columns, offsets, column_count, offset_count, .. } = chosen;
+    let (vertical, slash) = (column_count.view(), offset_count.view());
+    ops::select_top_k(b, scores.columns.view(), vertical, FORCED_COLUMNS.min(keys), columns.view_mut())?;
+    ops::select_top_k(b, scores.offsets.view(), slash, FORCED_OFFSETS.min(keys), offsets.view_mut())
 }

@@ -19,6 +19,7 @@
 //! # Ok::<(), minference::Error>(())
 //! ```
 
+use super::rng::Rng;
 use crate::backend::Backend;
 use crate::chat::Message;
 use crate::engine::{Engine, Progress};
@@ -112,7 +113,7 @@ impl Haystack {
 
 /// The sentences of a text: a full stop, question or exclamation mark, closing quotes, then a space and a capital or a
 /// quote. Titles (`Mr. Allen`) end no sentence.
-fn sentences(text: &str) -> Vec<String> {
+pub(super) fn sentences(text: &str) -> Vec<String> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let mut out = Vec::new();
     let mut from = 0;
@@ -181,7 +182,7 @@ pub struct Prompt {
 impl Needle {
     /// Name, digits and first sentence by a seed.
     pub fn draw(seed: u64) -> Self {
-        let mut rng = SplitMix64(seed);
+        let mut rng = Rng::new(seed);
         let mut name = FIRST[rng.below(FIRST.len())].to_string();
         if rng.below(10) >= 7 {
             name = format!("{name} {}", LAST[rng.below(LAST.len())]);
@@ -330,23 +331,6 @@ impl NeedleTest {
             prefill_s: prefill.seconds,
             tokens_per_s: prefill.tokens as f64 / prefill.seconds,
         })
-    }
-}
-
-/// Steele, Lea, Flood 2014. A few draws per prompt, the same on every machine and in every version: no crate for that.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In `0..n`. The bias of a remainder is below 1e-13 for the sizes here.
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
     }
 }
 

@@ -59,8 +59,23 @@ pub struct DualChunk {
     pub chunk: usize,
     /// Overlap between neighbouring chunks.
     pub local: usize,
-    /// Up to this length the model runs as plain attention.
+    /// Beyond this length scores grow with the sequence, `usize::MAX` where the checkpoint does not name one.
     pub original: usize,
+}
+
+impl DualChunk {
+    /// Tokens of a chunk without its overlap: a sequence that is no longer than this is plain attention. One of up to
+    /// `chunk` tokens comes out the same in two parts.
+    pub fn stride(&self) -> usize {
+        self.chunk - self.local
+    }
+
+    /// What the softmax scale of a sequence is multiplied by (Qwen2.5-1M's report, after YaRN): `(0.1 ln s + 1)^2`, where
+    /// the sequence is `s > 1` times as long as `original`.
+    pub fn temperature(&self, sequence: usize) -> f64 {
+        let stretch = (sequence as f64 / self.original as f64).max(1.0);
+        (0.1 * stretch.ln() + 1.0).powi(2)
+    }
 }
 
 impl DecoderConfig {
@@ -212,6 +227,27 @@ pub(super) fn eos_of(path: &Path, text: &str) -> Result<Vec<u32>> {
     Fields { path, prefix: "", object: &object }.ids("eos_token_id")
 }
 
+/// What a `config.json` says beside the model's shape.
+#[derive(Default)]
+pub(super) struct Remarks {
+    /// `_name_or_path`: where the checkpoint was made from, in many files its published name.
+    pub name: Option<String>,
+    /// Head patterns within `dual_chunk_attention_config`, as JSON.
+    pub sparse_attention: Option<String>,
+}
+
+impl Remarks {
+    /// Of the text of a `config.json`.
+    pub fn read(path: &Path, text: &str) -> Result<Self> {
+        let object = object(path, text)?;
+        let f = Fields { path, prefix: "", object: &object };
+        let dual = f.object("dual_chunk_attention_config")?;
+        let sparse = dual.and_then(|d| d.get("sparse_attention_config")).filter(|v| !v.is_null());
+        let name = object.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
+        Ok(Self { name: name.map(str::to_owned), sparse_attention: sparse.map(Value::to_string) })
+    }
+}
+
 fn object(path: &Path, text: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
@@ -305,7 +341,7 @@ fn dual_chunk(f: &Fields) -> Result<Option<DualChunk>> {
     let d = Fields { prefix: "dual_chunk_attention_config.", object, ..*f };
     let chunk = d.required_count("chunk_size", 2..=1 << 31)?;
     let local = d.required_count("local_size", 1..=chunk - 1)?;
-    let original = d.count("original_max_position_embeddings")?.unwrap_or(chunk);
+    let original = d.count("original_max_position_embeddings")?.unwrap_or(usize::MAX);
     Ok(Some(DualChunk { chunk, local, original }))
 }
 

@@ -3,10 +3,11 @@
 //! Letters in shapes: `n` tokens of the chunk, `m` rows of a slice, `H` query heads, `KV` key and value heads, `D` head_dim,
 //! `W` = `(H + 2 KV) * D`. `act` is the backend's activation type; the residual stream `x` is f32.
 
+use super::dual_chunk::{self, DualBuffers, DualLayer};
 use super::kv_cache::{KvCache, LayerKv};
 use super::load::{Layer, Linear, Loader};
 use super::{DecoderConfig, Model};
-use crate::attention::{Computed, attend_or_dense};
+use crate::attention::{Computed, attend_or_dense, attend_sets};
 use crate::backend::Backend;
 use crate::ops::{self, AttentionShape, HeadBand, Rope};
 use crate::pattern::AttentionMode;
@@ -63,9 +64,15 @@ pub trait Watch<B: Backend> {
         Ok(())
     }
 
-    /// Queries, keys and values of a layer.
+    /// Queries, keys and values of a layer. Not called where dual chunk attention is in use, for which there are no such
+    /// queries: they turn anew for each part of the keys.
     fn attention(&mut self, _backend: &B, _layer: usize, _call: &AttentionCall<B>) -> Result<()> {
         Ok(())
+    }
+
+    /// Columns and offsets of each head to attend by, instead of what the mode says; none lets the mode decide.
+    fn sets(&mut self, _layer: usize) -> Option<[&[Vec<u32>]; 2]> {
+        None
     }
 
     /// How much a layer's attention computed, counted on the device.
@@ -90,6 +97,7 @@ pub struct Workspace<B: Backend> {
     gated: Tensor<B>,          // act [slice, ffn]
     raw_qk: Option<Tensor<B>>, // act [slice, W]: q and k before their norms
     branch: Option<Branch<B>>,
+    dual: Option<DualBuffers<B>>,
     turns: Tensor<B>,         // u32 [rotary_dim / 2, 2]
     turns_for: Option<usize>, // RopeConfig::deciding_length
 }
@@ -111,6 +119,7 @@ impl<B: Backend> Workspace<B> {
             gated: Tensor::alloc(b, act, [slice, c.ffn])?,
             raw_qk: if c.qk_norm { Some(Tensor::alloc(b, act, [slice, c.qkv_width()])?) } else { None },
             branch: if c.post_norms { Some(Branch { product: stream()?, normed: stream()? }) } else { None },
+            dual: None,
             turns: Tensor::alloc(b, DType::U32, [c.rope.rotary_dim / 2, 2])?,
             turns_for: None,
         })
@@ -178,7 +187,7 @@ impl<B: Backend> Decoder<B> {
             q_len: n,
             kv_len: past + n,
             q_start: past,
-            scale: c.scale(),
+            scale: c.scale() * c.dual_chunk.map_or(1.0, |dual| dual.temperature(chunk.sequence)) as f32,
             q_stride: [w, d],
             k_stride: [d, capacity * d],
             v_stride: [d, capacity * d],
@@ -186,6 +195,18 @@ impl<B: Backend> Decoder<B> {
         };
         let slice = ws.slice;
         let slices = |first: usize| (first..n).step_by(slice).map(move |r| r..n.min(r + slice));
+        let dual = c.dual_chunk.filter(|dual| past + n > dual.stride());
+        if let Some(dual) = dual {
+            if first_position > 0 {
+                return Err(Error::invalid("dual chunk attention: a sequence begins at position 0"));
+            }
+            let estimates = chunk.mode.is_some_and(|mode| (0..c.n_layers).any(|i| dual_chunk::estimates(mode, i, h)));
+            let rows = n.min(dual.stride());
+            if ws.dual.as_ref().is_none_or(|buffers| !buffers.serve(rows, estimates.then_some(capacity))) {
+                ws.dual = None;
+                ws.dual = Some(DualBuffers::new(b, c, rows, estimates.then_some(capacity))?);
+            }
+        }
 
         let length = c.rope.deciding_length(chunk.sequence);
         if ws.turns_for != Some(length) {
@@ -219,7 +240,17 @@ impl<B: Backend> Decoder<B> {
                 } else {
                     layer.qkv.apply(b, normed, qkv.reborrow(), false)?;
                 }
-                ops::rope(b, ws.turns.view(), qkv, heads(0, h + kv), rope, first_position + past + rows.start)?;
+                match dual {
+                    None => {
+                        let position = first_position + past + rows.start;
+                        ops::rope(b, ws.turns.view(), qkv, heads(0, h + kv), rope, position)?;
+                    }
+                    // The queries stay as they are until it is known which keys they meet.
+                    Some(dual) => {
+                        let positions = past + rows.start..past + rows.end;
+                        dual_chunk::turn_keys(b, dual, ws.turns.view(), qkv, heads(h, kv), rope, positions)?;
+                    }
+                }
                 let qkv = ws.qkv.view().rows(rows.clone());
                 let (k, v) = (k.view_mut(), v.view_mut()); // [KV, capacity, D]
                 ops::append_kv(b, qkv, heads(h, kv), heads(h + kv, kv), k, v, past + rows.start)?;
@@ -227,15 +258,40 @@ impl<B: Backend> Decoder<B> {
 
             // attention of all rows
             let call = AttentionCall { shape, q: ws.qkv.view().rows(0..n), k: k.view(), v: v.view() };
-            watch.attention(b, i, &call)?;
             let out = ws.attended.view_mut().rows(0..n); // [n, H * D]
-            match chunk.mode {
-                Some(mode) => {
-                    let (patterns, qkv) = (mode.patterns(i, h), [call.q, call.k, call.v]);
-                    let computed = attend_or_dense(b, &patterns, &shape, qkv, out, None, chunk.dense_above)?;
+            if dual.is_none() {
+                watch.attention(b, i, &call)?;
+            }
+            match (chunk.mode, dual.zip(ws.dual.as_mut())) {
+                (mode, Some((dual, buffers))) => {
+                    let layer =
+                        DualLayer { dual, shape, rope, turns: ws.turns.view(), qkv: call.q, k: call.k, v: call.v };
+                    match mode {
+                        Some(_) if watch.sets(i).is_some() => {
+                            let what = "given sets of columns and offsets: not built for dual chunk attention";
+                            return Err(Error::Unsupported(what.into()));
+                        }
+                        Some(mode) => {
+                            let patterns = mode.patterns(i, h);
+                            for computed in layer.attend(b, &patterns, chunk.dense_above, buffers, out)? {
+                                watch.computed(b, i, computed)?;
+                            }
+                        }
+                        None => layer.decode(b, buffers, out)?,
+                    }
+                }
+                (Some(mode), None) => {
+                    let qkv = [call.q, call.k, call.v];
+                    let computed = match watch.sets(i) {
+                        Some(sets) => attend_sets(b, sets, &shape, qkv, out, chunk.dense_above)?,
+                        None => {
+                            let patterns = mode.patterns(i, h);
+                            attend_or_dense(b, &patterns, &shape, qkv, out, None, chunk.dense_above)?
+                        }
+                    };
                     watch.computed(b, i, computed)?;
                 }
-                None => ops::decode_attention(b, &shape, call.q, call.k, call.v, out)?,
+                (None, None) => ops::decode_attention(b, &shape, call.q, call.k, call.v, out)?,
             }
             cache.take_away(b, i, n)?;
 

@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod decoder;
+mod dual_chunk;
 pub mod family;
 mod fields;
 mod gguf;
@@ -16,9 +17,11 @@ pub mod rope;
 
 pub use config::{DecoderConfig, DualChunk};
 pub use decoder::{AttentionCall, Chunk, Decoder, Watch, Workspace};
+pub(crate) use dual_chunk::bytes as dual_chunk_bytes;
 pub use kv_cache::{KvCache, KvPlace};
 
 use crate::backend::Backend;
+use crate::pattern::{OfficialFile, PatternConfig};
 use crate::text::Text;
 use crate::weights::{Bytes, TensorInfo, WeightFile};
 use crate::{DType, Error, Result};
@@ -42,6 +45,14 @@ pub enum Weights {
 }
 
 impl Weights {
+    /// As reports name them: `checkpoint`, or `random` and their type.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::File(_) => "checkpoint".to_owned(),
+            Self::Random { dtype, .. } => format!("random {dtype}"),
+        }
+    }
+
     fn has(&self, name: &str) -> bool {
         match self {
             Self::File(file) => file.info(name).is_some(),
@@ -61,6 +72,10 @@ pub struct Model {
     /// Ids that end an answer, from every file that states some.
     pub eos: Vec<u32>,
     names: &'static Names,
+    /// Other names that it may be known by, the best first: what its config or its GGUF metadata say, its whole path.
+    also_known_as: Vec<String>,
+    /// Head patterns that the checkpoint brings: the file that they stand in, and their JSON.
+    own_patterns: Option<(PathBuf, String)>,
     /// Tokenizer and chat template, or why there are none: a prompt of token ids needs none. Shared, because an answer is
     /// decoded while the engine, which owns the model, generates it.
     text: Result<Arc<Text>, String>,
@@ -78,16 +93,18 @@ impl Model {
                 Some(metadata) => {
                     let config = gguf::read(&file, metadata)?;
                     let text = Text::from_gguf(metadata);
-                    let model = Self::new(name, config, Weights::File(file), &family::GGUF_NAMES);
+                    let stated = metadata.str("general.name").ok().flatten().map(str::to_owned);
+                    let mut model = Self::new(name, config, Weights::File(file), &family::GGUF_NAMES);
+                    model.also_known_as = stated.into_iter().chain(whole_path(path)).collect();
                     Ok(model.with_text(text))
                 }
                 None if path.is_dir() => Err(Error::file(config_path, "not there, and no .gguf file beside it")),
                 None => Err(Error::file(path, "expected a .gguf file or the directory of a checkpoint")),
             };
         }
-        let config = DecoderConfig::from_json(&config_path, &read_text(&config_path)?)?;
-        let names = config.family.names;
-        let mut model = Self::new(name, config, Weights::File(WeightFile::open(path)?), names);
+        let config_text = read_text(&config_path)?;
+        let config = DecoderConfig::from_json(&config_path, &config_text)?;
+        let mut model = Self::new_of_dir(name, path, &config_text, config, Weights::File(WeightFile::open(path)?))?;
         let generation = path.join("generation_config.json");
         if generation.is_file() {
             model.add_eos(&config::eos_of(&generation, &read_text(&generation)?)?);
@@ -104,15 +121,75 @@ impl Model {
         Ok(Self::new(name.into(), config, Weights::File(weights), names))
     }
 
+    /// The model that a directory's `config.json` describes, with random weights: nothing else of it is read but its
+    /// tokenizer, where it has one.
+    pub fn open_random(dir: impl AsRef<Path>, dtype: DType, seed: u64) -> Result<Self> {
+        let dir = dir.as_ref();
+        let config_path = dir.join("config.json");
+        let config_text = read_text(&config_path)?;
+        let config = DecoderConfig::from_json(&config_path, &config_text)?;
+        let model = Self::new_of_dir(file_name(dir), dir, &config_text, config, Weights::Random { dtype, seed })?;
+        Ok(model.with_text(Text::from_dir(dir)))
+    }
+
     /// A model of this shape with random weights.
     pub fn random(name: &str, config: DecoderConfig, dtype: DType, seed: u64) -> Self {
         let names = config.family.names;
-        Self::new(name.into(), config, Weights::Random { dtype, seed }, names)
+        let model = Self::new(name.into(), config, Weights::Random { dtype, seed }, names);
+        let what = format!("{name}: random weights have no tokenizer: give token ids instead of text");
+        model.with_text(Err(Error::invalid(what)))
     }
 
     fn new(name: String, config: DecoderConfig, weights: Weights, names: &'static Names) -> Self {
         let text = Err(format!("{name}: no tokenizer was given"));
-        Self { name, eos: config.eos.clone(), config, weights, names, text }
+        let (also_known_as, own_patterns) = (Vec::new(), None);
+        Self { name, eos: config.eos.clone(), config, weights, names, also_known_as, own_patterns, text }
+    }
+
+    /// Of a directory with a `config.json`, and with what else the directory says about the model.
+    fn new_of_dir(
+        name: String,
+        dir: &Path,
+        config_text: &str,
+        config: DecoderConfig,
+        weights: Weights,
+    ) -> Result<Self> {
+        let (config_path, patterns_path) = (dir.join("config.json"), dir.join("sparse_attention_config.json"));
+        let remarks = config::Remarks::read(&config_path, config_text)?;
+        let names = config.family.names;
+        let mut model = Self::new(name, config, weights, names);
+        model.also_known_as = remarks.name.into_iter().chain(whole_path(dir)).collect();
+        model.own_patterns = match patterns_path.is_file() {
+            true => Some((patterns_path.clone(), read_text(&patterns_path)?)),
+            false => remarks.sparse_attention.map(|json| (config_path, json)),
+        };
+        Ok(model)
+    }
+
+    /// The head patterns for this model, and where they come from: those that the checkpoint brings (Qwen's
+    /// `sparse_attention_config`), else the official file that its name and size find.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there are none, or where their layers or heads are not the model's.
+    pub fn patterns(&self) -> Result<(String, PatternConfig)> {
+        let (layers, heads) = (self.config.n_layers, self.config.n_heads);
+        if let Some((path, json)) = &self.own_patterns {
+            let patterns = PatternConfig::from_json(json).map_err(|e| Error::file(path, e.to_string()))?;
+            let found = (patterns.n_layers(), patterns.n_heads());
+            if found != (layers, heads) {
+                let (l, h) = found;
+                let what = format!("sparse_attention_config: {l} layers x {h} heads do not match");
+                return Err(Error::file(path, format!("{what} the model's {layers} x {heads}")));
+            }
+            return Ok((path.display().to_string(), patterns));
+        }
+        let also = self.also_known_as.iter().map(String::as_str).find(|name| OfficialFile::named(name).is_some());
+        let name = match OfficialFile::named(&self.name) {
+            Some(_) => &self.name,
+            None => also.unwrap_or(&self.name),
+        };
+        let file = OfficialFile::find(name, layers, heads)?;
+        Ok((file.file.to_owned(), file.config()?))
     }
 
     /// With this tokenizer and chat template, or the reason why there are none, and with the end tokens that it knows.
@@ -142,7 +219,13 @@ impl Model {
         let other = load::stand_in(backend, 1.0);
         let kept = |dtype: DType| if backend.accepts_weight(dtype) { dtype } else { other };
         match &self.weights {
-            Weights::Random { dtype, .. } => kept(*dtype).bytes(self.config.parameters() as usize) as u64,
+            Weights::Random { dtype, .. } => {
+                let c = &self.config;
+                let of = |rows: usize, cols: usize| kept(load::whole_blocks(*dtype, cols)).bytes(rows * cols) as u64;
+                let mlp = of(2 * c.ffn, c.hidden) + of(c.hidden, c.ffn);
+                let layer = of(c.qkv_width(), c.hidden) + of(c.hidden, c.n_heads * c.head_dim) + mlp;
+                c.n_layers as u64 * layer + of(c.vocab, c.hidden) * if c.tied { 1 } else { 2 }
+            }
             Weights::File(file) => {
                 let of = |info: &TensorInfo| match info.shape.len() {
                     0 | 1 => DType::F32.bytes(info.elements()) as u64,
@@ -162,6 +245,11 @@ impl Model {
 
 fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+}
+
+/// A path from the root: in a hub's cache the model's name stands in the middle of it.
+fn whole_path(path: &Path) -> Option<String> {
+    Some(path.canonicalize().ok()?.to_string_lossy().into_owned())
 }
 
 /// The last part of a path as a person would call the model.

@@ -19,6 +19,7 @@ static PRESETS: &[(&str, &str)] = presets![
     "glm-4-9b-1m",
     "phi-3-mini-128k",
     "qwen2-7b-128k",
+    "qwen2.5-7b-1m",
 ];
 
 /// The names, in the order of the paper's table.
@@ -56,10 +57,12 @@ mod tests {
             ("glm-4-9b-1m", 9.48),
             ("phi-3-mini-128k", 3.82),
             ("qwen2-7b-128k", 7.62),
+            ("qwen2.5-7b-1m", 7.62),
         ] {
             assert!((billions(name) - size).abs() < 0.01, "{name}: {:.3}", billions(name));
         }
         assert_eq!(config("qwen2-7b-128k").unwrap().max_positions, 131_072);
+        assert_eq!(config("qwen2.5-7b-1m").unwrap().dual_chunk.unwrap().chunk, 262_144);
         assert!(config("llama").unwrap_err().to_string().contains("phi-3-mini-128k"));
     }
 }

@@ -80,14 +80,15 @@ impl Entry {
         }
     }
 
-    fn new(pattern: HeadPattern, score: Score) -> Self {
+    fn new(pattern: HeadPattern, score: Score) -> Result<Self> {
         let (name, a, b) = match pattern {
             HeadPattern::Dense => (Name::Dense, 0, 0),
             HeadPattern::AShape { n_init, n_local } => (Name::StreamLlm, n_init, n_local),
             HeadPattern::VerticalSlash { columns, offsets } => (Name::VerticalAndSlash, columns, offsets),
             HeadPattern::BlockSparse { top_k } => (Name::BlockSparse, top_k, OWN_TOP_K),
+            other => return Err(Error::invalid(format!("{other} has no place in a pattern file"))),
         };
-        Self { name, a, b, score }
+        Ok(Self { name, a, b, score })
     }
 
     /// From `[pattern, a, b, score]`.
@@ -190,6 +191,12 @@ impl PatternConfig {
         crate::files::write(path, self.to_json().as_bytes())
     }
 
+    /// Only the first `layers` layers, for a model cut to as many.
+    pub fn first_layers(mut self, layers: usize) -> Self {
+        self.layers.truncate(layers);
+        self
+    }
+
     /// Layers in the file.
     pub fn n_layers(&self) -> usize {
         self.layers.len()
@@ -216,10 +223,11 @@ impl PatternConfig {
         if matches!(score, Score::Float(x) if !x.is_finite()) {
             return Err(Error::invalid(format!("layer {layer}, head {head}: score: expected a number, got {score:?}")));
         }
+        let entry = Entry::new(pattern, score)?;
         if layer >= self.layers.len() {
             self.layers.resize_with(layer + 1, BTreeMap::new);
         }
-        self.layers[layer].insert(head, Entry::new(pattern, score));
+        self.layers[layer].insert(head, entry);
         Ok(())
     }
 

@@ -46,13 +46,42 @@ pub enum HeadPattern {
         /// Key blocks per row block.
         top_k: usize,
     },
+    /// An A-shape whose last queries see everything (tri-shape). Computed by row blocks of 64 queries: the window of a row
+    /// block is that of all its queries together, and a row block that holds one of the last `n_last` queries is dense,
+    /// so that up to 63 more keys and queries are in than the published mask has, and none fewer.
+    TriShape {
+        /// Leading keys.
+        n_init: usize,
+        /// Trailing keys.
+        n_local: usize,
+        /// Last queries, which are dense.
+        n_last: usize,
+    },
+    /// As many columns and diagonals, or blocks, as hold a part of the attention mass (FlexPrefill); see
+    /// [`crate::estimate`] for what of the published method this is.
+    Flex {
+        /// The part of the mass, above 0, at most 1.
+        gamma: f32,
+        /// Block means are trusted where they come closer than this to the attention of the last queries; 0 never does.
+        tau: f32,
+        /// Fewest and most columns, and fewest and most diagonals; no most where it is 0. Blocks: so many nearest keys
+        /// are always in.
+        budget: [usize; 2],
+    },
+    /// For each block of 64 queries the key blocks that weigh at least `alpha` times as much as the heaviest, by the softmax
+    /// of block means (the selection of FlashPrefill; its scoring is another).
+    Threshold {
+        /// Above 0, at most 1.
+        alpha: f32,
+    },
 }
 
 /// The patterns of the command line, as `--attention` and `--pattern` take them.
-pub const GRAMMAR: &str = "dense | a_shape:N_INIT:N_LOCAL | vertical_slash:V:S | block_sparse:TOP_K";
+pub const GRAMMAR: &str = "dense | a_shape:N_INIT:N_LOCAL | tri_shape:N_INIT:N_LOCAL:N_LAST | vertical_slash:V:S | \
+    block_sparse:TOP_K | flex:GAMMA[:TAU] | threshold:ALPHA";
 
 /// Names of [`GRAMMAR`]'s later additions, refused until they exist.
-const NOT_BUILT: [&str; 5] = ["tri_shape", "flex", "threshold", "xattention", "triangle_mix"];
+const NOT_BUILT: [&str; 2] = ["xattention", "triangle_mix"];
 
 impl HeadPattern {
     /// What a head without an entry gets, as in the official loader.
@@ -62,23 +91,68 @@ impl HeadPattern {
     /// sums of positions would leave 32 bits.
     pub const MAX_ARGUMENT: usize = 1 << 24;
 
+    /// FlexPrefill's threshold where none is given.
+    pub const FLEX_TAU: f32 = 0.1;
+
+    /// Fewest and most columns and diagonals of flex heads where nothing is said.
+    pub const FLEX_BUDGET: [usize; 2] = [128, 0];
+
     /// This pattern, if its arguments make sense. A window without leading keys (`n_init` 0) does; anything else that
     /// is 0, or above [`Self::MAX_ARGUMENT`], does not.
     pub fn checked(self) -> Result<Self> {
-        let (numbers, may_be_zero): ([(&str, usize); 2], bool) = match self {
-            Self::Dense => return Ok(self),
-            Self::AShape { n_init, n_local } => ([("n_local", n_local), ("n_init", n_init)], true),
-            Self::VerticalSlash { columns, offsets } => ([("columns", columns), ("offsets", offsets)], false),
-            Self::BlockSparse { top_k } => ([("top_k", top_k), ("top_k", top_k)], false),
-        };
-        for (place, (what, value)) in numbers.into_iter().enumerate() {
-            let least = usize::from(!(may_be_zero && place == 1));
-            if value < least || value > Self::MAX_ARGUMENT {
+        let count = |what: &str, value: usize, least: usize| match (least..=Self::MAX_ARGUMENT).contains(&value) {
+            true => Ok(()),
+            false => {
                 let max = Self::MAX_ARGUMENT;
-                return Err(Error::invalid(format!("{self}: {what}: expected {least} to {max}, got {value}")));
+                Err(Error::invalid(format!("{self}: {what}: expected {least} to {max}, got {value}")))
             }
+        };
+        let part = |what: &str, value: f32| match value > 0.0 && value <= 1.0 {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("{self}: {what}: expected above 0 and at most 1, got {value}"))),
+        };
+        match self {
+            Self::Dense => {}
+            Self::AShape { n_init, n_local } => {
+                count("n_local", n_local, 1)?;
+                count("n_init", n_init, 0)?;
+            }
+            Self::TriShape { n_init, n_local, n_last } => {
+                count("n_local", n_local, 1)?;
+                count("n_init", n_init, 0)?;
+                count("n_last", n_last, 1)?;
+            }
+            Self::VerticalSlash { columns, offsets } => {
+                count("columns", columns, 1)?;
+                count("offsets", offsets, 1)?;
+            }
+            Self::BlockSparse { top_k } => count("top_k", top_k, 1)?,
+            Self::Flex { gamma, tau, budget: [least, most] } => {
+                part("gamma", gamma)?;
+                if !(0.0..=1.0).contains(&tau) {
+                    return Err(Error::invalid(format!("{self}: tau: expected 0 to 1, got {tau}")));
+                }
+                count("min budget", least, 0)?;
+                count("max budget", most, 0)?;
+                if most != 0 && most < least {
+                    let what = format!("{self}: max budget: expected at least the min budget {least}, got {most}");
+                    return Err(Error::invalid(what));
+                }
+            }
+            Self::Threshold { alpha } => part("alpha", alpha)?,
         }
         Ok(self)
+    }
+
+    /// The same with other fewest and most, where the pattern has them.
+    pub fn with_budget(self, [fewest, most_of_all]: [Option<usize>; 2]) -> Result<Self> {
+        match self {
+            Self::Flex { gamma, tau, budget: [least, most] } => {
+                let budget = [fewest.unwrap_or(least), most_of_all.unwrap_or(most)];
+                Self::Flex { gamma, tau, budget }.checked()
+            }
+            other => Ok(other),
+        }
     }
 }
 
@@ -89,6 +163,10 @@ impl std::fmt::Display for HeadPattern {
             Self::AShape { n_init, n_local } => write!(f, "a_shape:{n_init}:{n_local}"),
             Self::VerticalSlash { columns, offsets } => write!(f, "vertical_slash:{columns}:{offsets}"),
             Self::BlockSparse { top_k } => write!(f, "block_sparse:{top_k}"),
+            Self::TriShape { n_init, n_local, n_last } => write!(f, "tri_shape:{n_init}:{n_local}:{n_last}"),
+            Self::Flex { gamma, tau, .. } if *tau == Self::FLEX_TAU => write!(f, "flex:{gamma}"),
+            Self::Flex { gamma, tau, .. } => write!(f, "flex:{gamma}:{tau}"),
+            Self::Threshold { alpha } => write!(f, "threshold:{alpha}"),
         }
     }
 }
@@ -110,6 +188,27 @@ impl FromStr for HeadPattern {
             "block_sparse" => {
                 arguments_of(text, "block_sparse:TOP_K", arguments).map(|[top_k]| Self::BlockSparse { top_k })
             }
+            "tri_shape" => arguments_of(text, "tri_shape:N_INIT:N_LOCAL:N_LAST", arguments)
+                .map(|[n_init, n_local, n_last]| Self::TriShape { n_init, n_local, n_last }),
+            "flex" => match *arguments.as_slice() {
+                [gamma] => Ok((gamma, Self::FLEX_TAU)),
+                [gamma, tau] => fraction_of(text, "flex:GAMMA[:TAU]", tau).map(|tau| (gamma, tau)),
+                _ => {
+                    let got = arguments.len();
+                    Err(Error::invalid(format!("pattern {text:?}: expected flex:GAMMA[:TAU], got {got} arguments")))
+                }
+            }
+            .and_then(|(gamma, tau)| {
+                let gamma = fraction_of(text, "flex:GAMMA[:TAU]", gamma)?;
+                Ok(Self::Flex { gamma, tau, budget: Self::FLEX_BUDGET })
+            }),
+            "threshold" => match *arguments.as_slice() {
+                [alpha] => fraction_of(text, "threshold:ALPHA", alpha).map(|alpha| Self::Threshold { alpha }),
+                _ => {
+                    let got = arguments.len();
+                    Err(Error::invalid(format!("pattern {text:?}: expected threshold:ALPHA, got {got} arguments")))
+                }
+            },
             later if NOT_BUILT.contains(&later) => {
                 return Err(Error::Unsupported(format!("pattern {later:?} is not built yet: expected {GRAMMAR}")));
             }
@@ -122,6 +221,15 @@ impl FromStr for HeadPattern {
         }?
         .checked()
     }
+}
+
+/// One decimal fraction.
+fn fraction_of(text: &str, form: &str, argument: &str) -> Result<f32> {
+    // `parse` alone would take "inf", "1e3" and "+1" as well.
+    let digits = !argument.is_empty() && argument.bytes().all(|c| c.is_ascii_digit() || c == b'.');
+    argument.parse().ok().filter(|_| digits).ok_or_else(|| {
+        Error::invalid(format!("pattern {text:?}: expected {form}, got {argument:?} where a number belongs"))
+    })
 }
 
 /// Exactly `N` decimal numbers.
@@ -187,7 +295,17 @@ mod tests {
 
     #[test]
     fn grammar_round_trips() {
-        for text in ["dense", "a_shape:1024:4096", "a_shape:0:64", "vertical_slash:1000:6096", "block_sparse:100"] {
+        for text in [
+            "dense",
+            "a_shape:1024:4096",
+            "a_shape:0:64",
+            "tri_shape:8:512:128",
+            "vertical_slash:1000:6096",
+            "block_sparse:100",
+            "flex:0.95",
+            "flex:0.9:0",
+            "threshold:0.02",
+        ] {
             assert_eq!(text.parse::<HeadPattern>().unwrap().to_string(), text);
         }
     }
@@ -203,7 +321,7 @@ mod tests {
 
     #[test]
     fn later_patterns_are_unsupported_not_unknown() {
-        for text in ["tri_shape:1:2:3", "flex:0.9", "threshold:0.1", "xattention:8:0.9", "triangle_mix:16"] {
+        for text in ["xattention:8:0.9", "triangle_mix:16"] {
             let error = text.parse::<HeadPattern>().expect_err(text);
             assert!(matches!(error, Error::Unsupported(_)), "{error}");
             assert!(error.to_string().contains("not built yet"), "{error}");
@@ -221,5 +339,21 @@ mod tests {
         assert!(error("a_shape:16:0").contains("n_local: expected 1 to 16777216, got 0"));
         assert!(error("vertical_slash:0:10").contains("columns"));
         assert!(error("vertical_slash:10:16777217").contains("offsets"));
+        assert!(error("tri_shape:8:512").contains("(3 arguments), got 2"));
+        assert!(error("flex").contains("got 0 arguments"));
+        assert!(error("flex:1.5").contains("gamma: expected above 0 and at most 1, got 1.5"));
+        assert!(error("flex:0").contains("gamma"));
+        assert!(error("flex:0.9:2").contains("tau: expected 0 to 1, got 2"));
+        assert!(error("flex:nan").contains("\"nan\""));
+        assert!(error("threshold:0").contains("alpha"));
+    }
+
+    #[test]
+    fn budgets_apply_to_flex_alone() {
+        let flex: HeadPattern = "flex:0.9".parse().unwrap();
+        let changed = flex.with_budget([Some(64), Some(4096)]).unwrap();
+        assert!(matches!(changed, HeadPattern::Flex { budget: [64, 4096], .. }));
+        assert!(flex.with_budget([Some(64), Some(32)]).unwrap_err().to_string().contains("at least the min budget 64"));
+        assert_eq!(HeadPattern::Dense.with_budget([Some(1), None]).unwrap(), HeadPattern::Dense);
     }
 }

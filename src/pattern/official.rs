@@ -64,9 +64,7 @@ impl OfficialFile {
     /// matter), checked against the model's size: both must match, since four files fit every 32 x 32 model and none of
     /// them another model's heads.
     pub fn find(name: &str, layers: usize, heads: usize) -> Result<&'static Self> {
-        let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
-        let found = OFFICIAL.iter().find(|f| f.models.iter().any(|model| plain.contains(model)));
-        let Some(found) = found else {
+        let Some(found) = Self::named(name) else {
             let same: Vec<&str> =
                 OFFICIAL.iter().filter(|f| (f.layers, f.heads) == (layers, heads)).map(|f| f.file).collect();
             let same = if same.is_empty() { "none".to_owned() } else { same.join(", ") };
@@ -82,6 +80,12 @@ impl OfficialFile {
             )));
         }
         Ok(found)
+    }
+
+    /// The file for a model of this name, whatever its size.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+        OFFICIAL.iter().find(|f| f.models.iter().any(|model| plain.contains(model)))
     }
 }
 

@@ -67,6 +67,83 @@ pub fn top_k(scores: &[f32], forced: usize, count: usize) -> Vec<u32> {
     best
 }
 
+/// The least weight of the fewest of `weights` that hold `part` of their sum: the `forced` ones, then the heaviest. With
+/// nothing but forced ones, infinity.
+pub fn least_of_mass(weights: &[f64], forced: impl Fn(usize) -> bool, part: f64) -> f64 {
+    let total: f64 = weights.iter().sum();
+    let mut sum: f64 = weights.iter().enumerate().filter(|(i, _)| forced(*i)).map(|(_, w)| w).sum();
+    let mut rest: Vec<f64> = weights.iter().enumerate().filter(|(i, _)| !forced(*i)).map(|(_, w)| *w).collect();
+    rest.sort_by(|a, b| b.total_cmp(a));
+    let mut least = f64::INFINITY;
+    for weight in rest {
+        if sum >= part * total {
+            break;
+        }
+        (sum, least) = (sum + weight, weight);
+    }
+    least
+}
+
+/// Softmax of scores under a scale.
+pub fn softmax(scores: &[f64], scale: f64) -> Vec<f64> {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| ((s - max) * scale).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    weights.iter().map(|w| w / total).collect()
+}
+
+/// Square root of the Jensen-Shannon divergence of two distributions, in nats.
+pub fn js_distance(p: &[f64], q: &[f64]) -> f64 {
+    let to_middle = |x: f64, y: f64| if x > 0.0 { x * (2.0 * x / (x + y)).ln() } else { 0.0 };
+    let sum: f64 = p.iter().zip(q).map(|(&p, &q)| to_middle(p, q) + to_middle(q, p)).sum();
+    (0.5 * sum).max(0.0).sqrt()
+}
+
+/// Sums of 64 neighbouring offsets, halved, at the first and the last of them.
+pub fn group_offsets(offsets: &[f64]) -> Vec<f64> {
+    let mut out = vec![0.0; offsets.len()];
+    for start in (0..offsets.len()).step_by(BLOCK) {
+        let end = offsets.len().min(start + BLOCK);
+        let sum: f64 = offsets[start..end].iter().sum();
+        out[start] += sum / 2.0;
+        out[end - 1] += sum / 2.0;
+    }
+    out
+}
+
+/// What FlexPrefill decides by for one head (algorithms 2 to 4 of its paper, with blocks of 64).
+pub struct Flex {
+    /// Between the estimated and the real attention of the last queries over key blocks.
+    pub distance: f64,
+    /// The last queries' attention by key and by distance, each of sum 1.
+    pub columns: Vec<f64>,
+    pub offsets: Vec<f64>,
+    /// For each row block, the softmax of its mean query over the means of the key blocks that it sees.
+    pub blocks: Vec<Vec<f64>>,
+}
+
+/// q `[n, d]`, k `[m, d]`.
+pub fn flex(q: &[f32], k: &[f32], d: usize, scale: f64, q_start: usize) -> Flex {
+    let (n, m) = (q.len() / d, k.len() / d);
+    let last = n.min(BLOCK);
+    let (columns, offsets) = vertical_slash_scores(q, k, d, scale, q_start);
+    let unit = |x: Vec<f64>| x.into_iter().map(|x| x / last as f64).collect::<Vec<_>>();
+    let (columns, offsets) = (unit(columns), unit(offsets));
+    let means = |x: &[f32]| pool(x, d).chunks_exact(d).map(<[f64]>::to_vec).collect::<Vec<_>>();
+    let (row_means, key_means) = (means(q), means(k));
+    let over_blocks = |mean: &[f64], last_query: usize| {
+        let seen = m.div_ceil(BLOCK).min(last_query / BLOCK + 1);
+        let score = |key: &Vec<f64>| mean.iter().zip(key).map(|(a, b)| a * b).sum::<f64>();
+        softmax(&key_means[..seen].iter().map(score).collect::<Vec<_>>(), scale)
+    };
+    let mut estimated = over_blocks(&means(&q[(n - last) * d..])[0], q_start + n - 1);
+    estimated.resize(m.div_ceil(BLOCK), 0.0);
+    let real: Vec<f64> = columns.chunks(BLOCK).map(|keys| keys.iter().sum()).collect();
+    let row = |(r, mean): (usize, &Vec<f64>)| over_blocks(mean, q_start + n.min((r + 1) * BLOCK) - 1);
+    let blocks = row_means.iter().enumerate().map(row).collect();
+    Flex { distance: js_distance(&estimated, &real), columns, offsets, blocks }
+}
+
 /// The official conversion of one row block that ends at `b` (padded): starts of 64-wide key blocks, and columns.
 /// `columns` and `offsets` ascending, some offset below `b`. Blocks that begin at or past `kv_len` are left out.
 pub fn convert(columns: &[u32], offsets: &[u32], b: usize, kv_len: usize) -> (Vec<usize>, Vec<usize>) {
@@ -106,6 +183,12 @@ pub enum Sets {
         n_init: usize,
         n_local: usize,
     },
+    /// By whole row blocks: the window of their first to their last query, dense where they hold one of the last queries.
+    TriShape {
+        n_init: usize,
+        n_local: usize,
+        n_last: usize,
+    },
     /// Columns and offsets, ascending.
     VerticalSlash {
         columns: Vec<u32>,
@@ -134,6 +217,11 @@ impl Sets {
                     *cell = match self {
                         Self::Dense => true,
                         Self::AShape { n_init, n_local } => j < *n_init || position - j < *n_local,
+                        Self::TriShape { n_init, n_local, n_last } => {
+                            let first = q_start + r * BLOCK;
+                            let holds_last = q_len.min((r + 1) * BLOCK) + n_last > q_len;
+                            holds_last || j < *n_init || j + n_local > first
+                        }
                         Self::Blocks(blocks) => blocks[r].contains(&((j / BLOCK) as u32)),
                         Self::VerticalSlash { .. } => false,
                     };

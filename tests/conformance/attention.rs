@@ -7,7 +7,7 @@ use crate::{float_types, poison, stored};
 use minference::DType;
 use minference::backend::Backend;
 use minference::index::{IndexLayout, SparseIndex};
-use minference::ops::{self, AttentionShape};
+use minference::ops::{self, AttentionShape, HeadBand};
 use minference::tensor::Tensor;
 
 /// Lengths and heads of a call: (q_len, kv_len, q_start, heads, kv_heads, head_dim).
@@ -112,7 +112,12 @@ impl<B: Backend> Call<B> {
     }
 
     fn compare(&self, b: &B, out: &[f32], lse: Option<&[f32]>, masks: &[Vec<bool>], what: &str) {
-        let (s, u) = (&self.shape, roundoff(b.activation()));
+        self.compare_at(roundoff(b.activation()), out, lse, masks, what);
+    }
+
+    /// The same for results that were stored at roundoff `u`.
+    fn compare_at(&self, u: f64, out: &[f32], lse: Option<&[f32]>, masks: &[Vec<bool>], what: &str) {
+        let s = &self.shape;
         for (h, mask) in masks.iter().enumerate() {
             let (q, k, v) = self.head(h);
             let sees = |i: usize, j: usize| mask[i * s.kv_len + j];
@@ -216,9 +221,124 @@ for_each_backend!(decode_attention, |b| {
             let call = Call::new(b, *lengths, layout, case as u64 + 400);
             let s = &call.shape;
             let mut out = poison(b, b.activation(), [q_len * heads * s.head_dim]);
-            ops::decode_attention(b, s, call.q.view(), call.k.view(), call.v.view(), out.view_mut()).unwrap();
+            let mut lse = poison(b, DType::F32, [heads, q_len]);
+            let (q, k, v) = (call.q.view(), call.k.view(), call.v.view());
+            ops::decode_attention_with_lse(b, s, q, k, v, out.view_mut(), Some(lse.view_mut())).unwrap();
             let masks = vec![Sets::Dense.mask(q_len, kv_len, q_start); heads];
-            call.compare(b, &out.to_f32(b).unwrap(), None, &masks, &format!("{lengths:?} {layout:?}"));
+            let got = out.to_f32(b).unwrap();
+            let what = format!("{lengths:?} {layout:?}");
+            call.compare(b, &got, Some(&lse.to_f32(b).unwrap()), &masks, &what);
+            let mut again = poison(b, b.activation(), [q_len * heads * s.head_dim]);
+            ops::decode_attention(b, s, q, k, v, again.view_mut()).unwrap();
+            assert!(got == again.to_f32(b).unwrap(), "{what}: not the same without log-sum-exp");
         }
+    }
+});
+
+for_each_backend!(clip_index, |b| {
+    for (case, lengths) in LENGTHS.iter().enumerate() {
+        let &(_, kv_len, ..) = lengths;
+        let mut rng = Rng(case as u64 + 500);
+        let mut index = build(b, &mixed_sets(lengths, &mut rng), lengths, 2048);
+        let host = index.to_host(b).unwrap();
+        let whole = poisoned_rows(b, &mut index);
+        let mut cuts = [0, rng.below(kv_len), rng.below(kv_len), kv_len, kv_len];
+        cuts.sort_unstable();
+        for keys in cuts.windows(2).map(|w| w[0]..w[1]).chain(std::iter::once(0..kv_len)) {
+            ops::clip_index(b, whole.each_ref().map(Tensor::view), keys.clone(), &mut index).unwrap();
+            let clipped = index.to_host(b).unwrap();
+            let what = format!("{lengths:?} {keys:?}");
+            assert_eq!(clipped.window, host.window, "{what}");
+            for (head, row) in (0..host.n_heads).flat_map(|h| (0..host.row_blocks()).map(move |r| (h, r))) {
+                let (got, all) = (clipped.row(head, row), host.row(head, row));
+                let [lo, hi] = [keys.start as i32, keys.end as i32];
+                let cut = all.ranges.iter().map(|r| [r[0].max(lo), r[1].min(hi)]);
+                let want: Vec<_> = cut.filter(|r| r[0] < r[1]).collect();
+                assert_eq!(got.ranges, want, "{what} head {head} row block {row}");
+                let want: Vec<_> = all.columns.iter().copied().filter(|c| (lo..hi).contains(c)).collect();
+                assert_eq!(got.columns, want, "{what} head {head} row block {row}");
+            }
+        }
+    }
+});
+
+/// An index's row_ranges, ranges and keep, with new ones full of nonsense in their place.
+fn poisoned_rows<B: Backend>(b: &B, index: &mut SparseIndex<B>) -> [Tensor<B>; 3] {
+    [&mut index.row_ranges, &mut index.ranges, &mut index.keep].map(|rows| {
+        let shape = rows.shape();
+        let nonsense = Tensor::from_slice(b, DType::U32, shape, &vec![0xdead_beef_u32; shape.elements()]).unwrap();
+        std::mem::replace(rows, nonsense)
+    })
+}
+
+// Attention over disjoint parts of the keys, some of them empty for some rows, is attention over all of them.
+for_each_backend!(merge_attention, |b| {
+    for (case, lengths) in LENGTHS.iter().enumerate() {
+        let &(q_len, kv_len, q_start, heads, _, d) = lengths;
+        let call = Call::new(b, *lengths, Layout::Engine, case as u64 + 600);
+        let mut rng = Rng(case as u64 + 650);
+        let sets = mixed_sets(lengths, &mut rng);
+        let masks: Vec<_> = sets.iter().map(|s| s.mask(q_len, kv_len, q_start)).collect();
+        let mut index = build(b, &sets, lengths, 2048);
+        let whole = poisoned_rows(b, &mut index);
+        let mut cuts = [0, rng.below(kv_len), rng.below(kv_len), kv_len];
+        cuts.sort_unstable();
+        let (act, rows) = (b.activation(), [q_len, heads * d]);
+        let mut outs: [Tensor<B>; 2] = std::array::from_fn(|_| poison(b, act, rows));
+        let mut lses: [Tensor<B>; 3] = std::array::from_fn(|_| poison(b, DType::F32, [heads, q_len]));
+        for (part, keys) in cuts.windows(2).map(|w| w[0]..w[1]).enumerate() {
+            ops::clip_index(b, whole.each_ref().map(Tensor::view), keys, &mut index).unwrap();
+            let into = usize::from(part > 0);
+            let (q, k, v) = (call.q.view(), call.k.view(), call.v.view());
+            let lse = Some(lses[into].view_mut());
+            ops::attention(b, &call.shape, q, k, v, &index, outs[into].view_mut(), lse).unwrap();
+            if part > 0 {
+                let [out, other] = &mut outs;
+                let [lse, part_lse, merged] = &mut lses;
+                // Bands of heads, as a layer's head groups go.
+                for band in [0..heads / 2, heads / 2..heads].into_iter().filter(|band| !band.is_empty()) {
+                    let (lse, part_lse) = (lse.view().rows(band.clone()), part_lse.view().rows(band.clone()));
+                    let (out, merged) = (out.view_mut(), merged.view_mut().rows(band.clone()));
+                    let of = HeadBand { column: band.start * d, heads: band.len(), head_dim: d };
+                    ops::merge_attention(b, of, other.view(), part_lse, out, lse, merged).unwrap();
+                }
+                std::mem::swap(lse, merged);
+            }
+        }
+        let (out, lse) = (outs[0].to_f32(b).unwrap(), lses[0].to_f32(b).unwrap());
+        // Rounded once more for each part.
+        call.compare_at(3.0 * roundoff(act), &out, Some(&lse), &masks, &format!("{lengths:?} cut at {cuts:?}"));
+    }
+});
+
+// Rows that one part or both saw nothing of, and weights far apart.
+for_each_backend!(merge_attention_of_empty_rows, |b| {
+    let (act, none, d) = (b.activation(), f32::NEG_INFINITY, 8);
+    let lse = [[0.5, none, 3.0, none], [-700.0, 2.0, none, 1e4]];
+    let part_lse = [[0.5, 1.0, none, none], [700.0, 2.0f32 + 3f32.ln(), -5.0, 0.0]];
+    let (out, part): (Vec<f32>, Vec<f32>) = ([1.0; 64].into(), [-1.0; 64].into());
+    let seen = |lse: f32, x: f32| if lse == none { 0.0 } else { x };
+    let lay = |values: &[f32], lse: &[[f32; 4]; 2]| -> Vec<f32> {
+        (0..64).map(|i| seen(lse[i / d % 2][i / d / 2], values[i])).collect()
+    };
+    let (mut out, _) = stored(b, act, [4, 2 * d], &lay(&out, &lse));
+    let (part, _) = stored(b, act, [4, 2 * d], &lay(&part, &part_lse));
+    let mut merged = poison(b, DType::F32, [2, 4]);
+    let [lse_in, part_lse_in] = [lse, part_lse].map(|x| crate::f32s(b, [2, 4], x.as_flattened()));
+    let band = HeadBand { column: 0, heads: 2, head_dim: d };
+    let (lse_in, part_lse_in) = (lse_in.view(), part_lse_in.view());
+    ops::merge_attention(b, band, part.view(), part_lse_in, out.view_mut(), lse_in, merged.view_mut()).unwrap();
+    let (got, got_lse) = (out.to_f32(b).unwrap(), merged.to_f32(b).unwrap());
+    for (head, row) in (0..2).flat_map(|h| (0..4).map(move |r| (h, r))) {
+        let [a, b] = [lse, part_lse].map(|l| f64::from(l[head][row]));
+        let top = a.max(b);
+        let (mut want, mut want_lse) = (0.0, f64::NEG_INFINITY);
+        if top.is_finite() {
+            let sum = (a - top).exp() + (b - top).exp();
+            (want, want_lse) = (((a - top).exp() - (b - top).exp()) / sum, top + sum.ln());
+        }
+        let what = format!("head {head} row {row}");
+        assert_close(&what, roundoff(act), &got[row * 2 * d + head * d..][..d], &[want; 8]);
+        assert_close(&what, roundoff(DType::F32), &got_lse[head * 4 + row..][..1], &[want_lse]);
     }
 });

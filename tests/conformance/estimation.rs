@@ -20,7 +20,7 @@ for_each_backend!(score_last_queries, |b| {
         let &(_, kv_len, q_start, heads, _, d) = lengths;
         let call = Call::new(b, *lengths, [Layout::HeadMajor, Layout::Engine][case % 2], case as u64 + 500);
         let kind = |h: usize| if h % 3 == 1 { HeadPlan::DENSE } else { HeadPlan::VERTICAL_SLASH };
-        let plan: Vec<_> = (0..heads).map(|h| HeadPlan { kind: kind(h), a: 30, b: 100, reserved: 0 }).collect();
+        let plan: Vec<_> = (0..heads).map(|h| HeadPlan { kind: kind(h), a: 30, b: 100, c: 0 }).collect();
         let mut scores = [(); 2].map(|()| poison(b, DType::F32, [heads, kv_len]));
         let [columns, offsets] = &mut scores;
         let (q, k) = (call.q.view(), call.k.view());
@@ -108,7 +108,7 @@ for_each_backend!(score_and_select_blocks, |b| {
         let words = blocks.div_ceil(32);
         let (pooled_q, pooled_k) = (rng.normals(heads * rows * d), rng.normals(kv * blocks * d));
         let kind = |h: usize| if h == 1 { HeadPlan::DENSE } else { HeadPlan::BLOCK_SPARSE };
-        let plan: Vec<_> = (0..heads).map(|h| HeadPlan { kind: kind(h), a: top_k, b: 0, reserved: 0 }).collect();
+        let plan: Vec<_> = (0..heads).map(|h| HeadPlan { kind: kind(h), a: top_k, b: 0, c: 0 }).collect();
         let plan_table = plan_of(b, &plan);
         let (q, k) = (f32s(b, [heads, rows, d], &pooled_q), f32s(b, [kv, blocks, d], &pooled_k));
         let mut mask = u32s(b, [heads, rows, words], &vec![0xaaaa_aaaa; heads * rows * words]);

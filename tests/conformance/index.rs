@@ -13,7 +13,7 @@ use minference::tensor::Tensor;
 
 /// Sets of every kind, in turn, for the heads of a call.
 pub fn mixed_sets(&(q_len, kv_len, q_start, heads, ..): &Lengths, rng: &mut Rng) -> Vec<Sets> {
-    let head = |h: usize| match h % 4 {
+    let head = |h: usize| match h % 5 {
         0 => {
             let columns = rng.choose(kv_len, 1 + rng_below(h, kv_len.min(70)));
             let mut offsets = rng.choose(kv_len, 1 + kv_len / 40);
@@ -35,6 +35,7 @@ pub fn mixed_sets(&(q_len, kv_len, q_start, heads, ..): &Lengths, rng: &mut Rng)
             };
             Sets::Blocks((0..q_len.div_ceil(BLOCK)).map(row).collect())
         }
+        3 => Sets::TriShape { n_init: 4, n_local: [100, 20][h / 5 % 2], n_last: [70, 3][h / 5 % 2] },
         _ => Sets::Dense,
     };
     (0..heads).map(head).collect()
@@ -74,6 +75,9 @@ fn build_or_dense<B: Backend>(
         plan.extend(match set {
             Sets::Dense => [HeadPlan::DENSE, 0, 0, 0],
             Sets::AShape { n_init, n_local } => [HeadPlan::A_SHAPE, *n_init as u32, *n_local as u32, 0],
+            Sets::TriShape { n_init, n_local, n_last } => {
+                [HeadPlan::TRI_SHAPE, *n_init as u32, *n_local as u32, *n_last as u32]
+            }
             Sets::VerticalSlash { columns, offsets } => {
                 [HeadPlan::VERTICAL_SLASH, columns.len() as u32, offsets.len() as u32, 0]
             }
@@ -167,7 +171,7 @@ for_each_backend!(build_index, |b| {
     for (case, lengths) in LENGTHS.iter().enumerate() {
         let &(q_len, kv_len, q_start, heads, ..) = lengths;
         // All kinds at every length, whatever the number of heads.
-        let lengths = &(q_len, kv_len, q_start, heads.max(4) + case % 3, 1, 8);
+        let lengths = &(q_len, kv_len, q_start, heads.max(5) + case % 3, 1, 8);
         let sets = mixed_sets(lengths, &mut Rng(case as u64));
         let index = build(b, &sets, lengths, 4096);
         let (masks, dense) = masks_of(b, &index);

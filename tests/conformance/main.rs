@@ -6,6 +6,7 @@ mod attention;
 mod common;
 mod estimation;
 mod index;
+mod mass;
 mod rows;
 
 use minference::DType;

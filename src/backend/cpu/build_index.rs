@@ -4,8 +4,8 @@
 //! A row block of the call covers queries `[a, b)`, `a = q_start + 64 r`, `b = a + 64`, whether or not the last one is
 //! full: the official rule sees padded rows too.
 
+use crate::backend::params::EXACT;
 use crate::backend::params::{BLOCK, BuildIndexParams, HeadPlan};
-use crate::estimate::EXACT;
 use rayon::prelude::*;
 
 /// [`crate::backend::IndexChoice`] on the host.
@@ -91,6 +91,10 @@ fn row_ranges(p: &BuildIndexParams, choice: Choice, h: usize, r: usize, keep: &m
     let (plan, b) = (choice.plan[h], end_of(p, r));
     match plan.kind {
         HeadPlan::A_SHAPE => a_shape(plan.a, plan.b, b),
+        HeadPlan::TRI_SHAPE => {
+            let last = p.q_len.min(((r + 1) * BLOCK) as u32) - 1;
+            if last + plan.c >= p.q_len { vec![[0, b]] } else { a_shape(plan.a, plan.b, b) }
+        }
         HeadPlan::VERTICAL_SLASH => {
             let offsets = &choice.offsets[h * p.offset_capacity as usize..][..choice.offset_count[h] as usize];
             let mut runs = slash_runs(offsets, b);

@@ -13,7 +13,14 @@ const SPLIT: usize = 1024;
 /// Keys that stay in the inner cache while the queries of a group pass over them.
 const TILE: usize = 64;
 
-pub(super) fn decode_attention(p: &AttentionParams, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+pub(super) fn decode_attention(
+    p: &AttentionParams,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &mut [f32],
+    mut lse: Option<&mut [f32]>,
+) {
     let (d, group) = (p.head_dim as usize, (p.n_heads / p.n_kv_heads) as usize);
     let (q_len, seen) = (p.q_len as usize, (p.q_start + p.q_len) as usize);
     let (splits, arch) = (seen.div_ceil(SPLIT), Arch::new());
@@ -40,7 +47,10 @@ pub(super) fn decode_attention(p: &AttentionParams, q: &[f32], k: &[f32], v: &[f
             let parts = parts[kv_head * splits..][..splits].iter().map(|parts| &parts[i]);
             let (row, h) = (i / group, kv_head * group + i % group);
             let start = row * p.out_row_stride as usize + h * p.out_head_stride as usize;
-            merge(parts, &mut out[start..start + d]);
+            let total = merge(parts, &mut out[start..start + d]);
+            if let Some(lse) = &mut lse {
+                lse[h * q_len + row] = total;
+            }
         }
     }
 }
@@ -63,8 +73,8 @@ impl Part {
     }
 }
 
-/// The weighted mean over all parts; every query sees key 0, so the total weight is not zero.
-fn merge<'a>(parts: impl Iterator<Item = &'a Part> + Clone, out: &mut [f32]) {
+/// The weighted mean over all parts, and the log-sum-exp; every query sees key 0, so the total weight is not zero.
+fn merge<'a>(parts: impl Iterator<Item = &'a Part> + Clone, out: &mut [f32]) -> f32 {
     let max = parts.clone().map(|p| p.max).fold(f32::NEG_INFINITY, f32::max);
     let weight: f32 = parts.clone().map(|p| p.weight * (p.max - max).exp2()).sum();
     out.fill(0.0);
@@ -74,6 +84,7 @@ fn merge<'a>(parts: impl Iterator<Item = &'a Part> + Clone, out: &mut [f32]) {
             *out += x * scale;
         }
     }
+    (max + weight.log2()) * std::f32::consts::LN_2
 }
 
 struct Attend<'a> {

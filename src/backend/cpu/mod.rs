@@ -19,20 +19,27 @@ mod append_kv;
 mod attention;
 mod build_index;
 mod cast;
+mod clip_index;
+mod count_by_mass;
 mod decode_attention;
 mod embed;
 mod gemm;
+mod group_offsets;
+mod mass;
 mod matmul;
 mod memory;
+mod merge_attention;
 mod pool_blocks;
 mod rms_norm;
 mod rope;
 mod score_blocks;
 mod score_last_queries;
 mod select_top_k;
+mod settle_heads;
 mod silu_mul;
 mod simd;
 mod tile;
+mod weigh_blocks;
 
 pub use memory::Buffer;
 
@@ -254,6 +261,60 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn count_by_mass(
+        &self,
+        p: &CountByMassParams,
+        budget: Slice<Self>,
+        scores: Slice<Self>,
+        counts: SliceMut<Self>,
+    ) -> Result<()> {
+        count_by_mass::count_by_mass(p, budget.read(), scores.read(), counts.write());
+        Ok(())
+    }
+
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        group_offsets::group_offsets(p, budget.read(), scores.write());
+        Ok(())
+    }
+
+    fn settle_heads(
+        &self,
+        p: &SettleHeadsParams,
+        budget: Slice<Self>,
+        column_score: Slice<Self>,
+        block_score: Slice<Self>,
+        plan: SliceMut<Self>,
+        column_count: SliceMut<Self>,
+        offset_count: SliceMut<Self>,
+    ) -> Result<()> {
+        let counts = [column_count.write(), offset_count.write()];
+        settle_heads::settle_heads(p, budget.read(), column_score.read(), block_score.read(), plan.write(), counts);
+        Ok(())
+    }
+
+    fn weigh_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: SliceMut<Self>,
+    ) -> Result<()> {
+        weigh_blocks::weigh_blocks(p, plan.read(), scores.read(), mass.write());
+        Ok(())
+    }
+
+    fn select_weighed_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()> {
+        weigh_blocks::select_weighed_blocks(p, plan.read(), scores.read(), mass.read(), block_mask.write());
+        Ok(())
+    }
+
     fn build_index(&self, p: &BuildIndexParams, choice: IndexChoice<Self>, out: IndexSlicesMut<Self>) -> Result<()> {
         let choice = build_index::Choice {
             plan: choice.plan.read(),
@@ -301,8 +362,41 @@ impl Backend for Cpu {
         k: Slice<Self>,
         v: Slice<Self>,
         out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
     ) -> Result<()> {
-        decode_attention::decode_attention(p, q.read(), k.read(), v.read(), out.write());
+        let lse = lse.map(|l| l.write());
+        decode_attention::decode_attention(p, q.read(), k.read(), v.read(), out.write(), lse);
+        Ok(())
+    }
+
+    fn merge_attention(
+        &self,
+        p: &MergeAttentionParams,
+        part: Slice<Self>,
+        lse: [Slice<Self>; 2],
+        out: SliceMut<Self>,
+        merged_lse: SliceMut<Self>,
+    ) -> Result<()> {
+        merge_attention::merge_attention(p, part.read(), lse.map(|l| l.read()), out.write(), merged_lse.write());
+        Ok(())
+    }
+
+    fn clip_index(
+        &self,
+        p: &ClipIndexParams,
+        index: IndexSlices<Self>,
+        row_ranges: SliceMut<Self>,
+        ranges: SliceMut<Self>,
+        keep: SliceMut<Self>,
+    ) -> Result<()> {
+        let index = attention::Index {
+            row_ranges: index.row_ranges.read(),
+            ranges: index.ranges.read(),
+            columns: index.columns.read(),
+            keep: index.keep.read(),
+            window: index.window.read(),
+        };
+        clip_index::clip_index(p, index, row_ranges.write(), ranges.write(), keep.write());
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use super::device::{Launch, TensorLayout, TensorMap, arg};
 use super::elementwise::require_vectors;
 use super::kernels::{self, shared_memory};
 use super::{AttentionKernel, Cuda, address, address_mut};
-use crate::backend::params::AttentionParams;
+use crate::backend::params::{AttentionParams, MergeAttentionParams};
 use crate::backend::{IndexSlices, Slice, SliceMut};
 use crate::{DType, Error, Result};
 
@@ -119,6 +119,7 @@ pub(super) fn decode_attention(
     p: &AttentionParams,
     [q, k, v]: [Slice<Cuda>; 3],
     out: SliceMut<Cuda>,
+    lse: Option<SliceMut<Cuda>>,
 ) -> Result<()> {
     check("decode_attention", p, [q, k, v], &out)?;
     let rows = p.n_heads / p.n_kv_heads * p.q_len;
@@ -142,7 +143,24 @@ pub(super) fn decode_attention(
     let launch = Launch::new([splits, p.n_kv_heads, chunks], 128);
     let args = [arg(p), arg(&split_keys), arg(&q), arg(&k), arg(&v), arg(&partial_o), arg(&partial)];
     b.launch(&kernel, "decode_attention", launch, &args)?;
-    let out = address_mut(&out);
-    let args = [arg(p), arg(&splits), arg(&partial_o), arg(&partial), arg(&out)];
+    let (out, lse) = (address_mut(&out), lse.map_or(0, |s| address_mut(&s)));
+    let args = [arg(p), arg(&splits), arg(&partial_o), arg(&partial), arg(&out), arg(&lse)];
     b.launch(&kernel, "decode_combine", Launch::new([all_rows as u32, 1, 1], 128), &args)
+}
+
+pub(super) fn merge_attention(
+    b: &Cuda,
+    p: &MergeAttentionParams,
+    part: Slice<Cuda>,
+    [lse, part_lse]: [Slice<Cuda>; 2],
+    out: SliceMut<Cuda>,
+    merged_lse: SliceMut<Cuda>,
+) -> Result<()> {
+    require_vectors("merge_attention", &[address(&part), address_mut(&out)], &[p.head_dim, p.row_stride])?;
+    let kernel = kernels::MERGE_ATTENTION.with(&[("BF16", &b.bf16())]);
+    let [part, lse, part_lse] = [part, lse, part_lse].map(|s| address(&s));
+    let (out, merged_lse) = (address_mut(&out), address_mut(&merged_lse));
+    let launch = Launch::new([p.rows, 1, 1], 256);
+    let args = [arg(p), arg(&part), arg(&lse), arg(&part_lse), arg(&out), arg(&merged_lse)];
+    b.launch(&kernel, "merge_attention", launch, &args)
 }

@@ -76,6 +76,12 @@ macro_rules! kernel_args {
 }
 kernel_args!(
     EmbedParams,
+    MergeAttentionParams,
+    ClipIndexParams,
+    CountByMassParams,
+    GroupOffsetsParams,
+    SettleHeadsParams,
+    WeighBlocksParams,
     RmsNormParams,
     MatmulParams,
     RopeParams,

@@ -5,7 +5,7 @@ use super::elementwise::require_vectors;
 use super::{Cuda, address, address_mut, kernels};
 use crate::Result;
 use crate::backend::params::*;
-use crate::backend::{IndexChoice, IndexSlicesMut, Slice, SliceMut};
+use crate::backend::{IndexChoice, IndexSlices, IndexSlicesMut, Slice, SliceMut};
 
 /// Keys of one block of the score kernels: 16 tiles, so that the load of Q (one tile) is a few percent.
 const SPLIT_KEYS: u32 = 1024;
@@ -99,6 +99,88 @@ pub(super) fn select_blocks(
     b.launch(&kernel, "select_blocks", launch, &[arg(p), arg(&plan), arg(&scores), arg(&mask)])
 }
 
+/// Scores of one block of the mass kernels (`PART` in count_by_mass.cu).
+const MASS_PART: u32 = 8192;
+/// `BINS` in shared/mass.cu. count_by_mass.cu keeps two numbers behind them.
+const BINS: usize = 2048;
+
+pub(super) fn count_by_mass(
+    b: &Cuda,
+    p: &CountByMassParams,
+    budget: Slice<Cuda>,
+    scores: Slice<Cuda>,
+    counts: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::COUNT_BY_MASS.with(&[("BF16", &b.bf16())]);
+    let (budget, scores, counts) = (address(&budget), address(&scores), address_mut(&counts));
+    let bins = b.alloc_buffer(p.rows as usize * (BINS + 2) * 4)?;
+    b.device.zero(&bins)?;
+    let bins = &bins.address();
+    let parts = Launch::new([p.len.div_ceil(MASS_PART), p.rows, 1], 256);
+    b.launch(&kernel, "mass_histogram", parts, &[arg(p), arg(&budget), arg(&scores), arg(bins)])?;
+    b.launch(&kernel, "mass_count", parts, &[arg(p), arg(&budget), arg(&scores), arg(bins)])?;
+    let rows = Launch::new([p.rows, 1, 1], 32);
+    b.launch(&kernel, "mass_finish", rows, &[arg(p), arg(&budget), arg(bins), arg(&counts)])
+}
+
+pub(super) fn group_offsets(
+    b: &Cuda,
+    p: &GroupOffsetsParams,
+    budget: Slice<Cuda>,
+    scores: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::GROUP_OFFSETS.with(&[("BF16", &b.bf16())]);
+    let (budget, scores) = (address(&budget), address_mut(&scores));
+    let launch = Launch::new([p.len.div_ceil(512), p.rows, 1], 256);
+    b.launch(&kernel, "group_offsets", launch, &[arg(p), arg(&budget), arg(&scores)])
+}
+
+pub(super) fn settle_heads(
+    b: &Cuda,
+    p: &SettleHeadsParams,
+    inputs: [Slice<Cuda>; 3],
+    results: [SliceMut<Cuda>; 3],
+) -> Result<()> {
+    let kernel = kernels::SETTLE_HEADS.with(&[("BF16", &b.bf16())]);
+    let [budget, columns, blocks] = &inputs.map(|s| address(&s));
+    let [plan, column_count, offset_count] = &results.map(|s| address_mut(&s));
+    let real = b.alloc_buffer(p.n_heads as usize * p.key_blocks as usize * 4)?;
+    let real = &real.address();
+    let warps = Launch::new([p.key_blocks.div_ceil(8), p.n_heads, 1], 256);
+    b.launch(&kernel, "block_mass", warps, &[arg(p), arg(plan), arg(columns), arg(real)])?;
+    #[rustfmt::skip]
+    let args = [
+        arg(p), arg(budget), arg(real), arg(blocks), arg(plan), arg(column_count), arg(offset_count),
+    ];
+    b.launch(&kernel, "settle_heads", Launch::new([p.n_heads, 1, 1], 256), &args)
+}
+
+pub(super) fn weigh_blocks(
+    b: &Cuda,
+    p: &WeighBlocksParams,
+    plan: Slice<Cuda>,
+    scores: Slice<Cuda>,
+    mass: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::WEIGH_BLOCKS.with(&[("BF16", &b.bf16())]);
+    let (plan, scores, mass) = (address(&plan), address(&scores), address_mut(&mass));
+    let launch = Launch::new([p.band_len, p.n_heads, 1], 256);
+    b.launch(&kernel, "weigh_blocks", launch, &[arg(p), arg(&plan), arg(&scores), arg(&mass)])
+}
+
+pub(super) fn select_weighed_blocks(
+    b: &Cuda,
+    p: &WeighBlocksParams,
+    inputs: [Slice<Cuda>; 3],
+    block_mask: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::SELECT_WEIGHED_BLOCKS.with(&[("BF16", &b.bf16())]);
+    let ([plan, scores, mass], mask) = (&inputs.map(|s| address(&s)), address_mut(&block_mask));
+    let launch = Launch::new([p.band_len, p.n_heads, 1], 256);
+    let args = [arg(p), arg(plan), arg(scores), arg(mass), arg(&mask)];
+    b.launch(&kernel, "select_weighed_blocks", launch, &args)
+}
+
 pub(super) fn build_index(
     b: &Cuda,
     p: &BuildIndexParams,
@@ -130,4 +212,22 @@ pub(super) fn build_index(
     let warps = Launch::new([p.row_blocks.div_ceil(4), p.n_heads, 1], 128);
     let args = [arg(p), arg(plan), arg(columns), arg(row_ranges), arg(ranges), arg(keep), arg(pairs)];
     b.launch(&kernel, "keep_columns", warps, &args)
+}
+
+pub(super) fn clip_index(
+    b: &Cuda,
+    p: &ClipIndexParams,
+    index: IndexSlices<Cuda>,
+    out: [SliceMut<Cuda>; 3],
+) -> Result<()> {
+    let kernel = kernels::CLIP_INDEX.with(&[("BF16", &b.bf16())]);
+    let [whole_rows, whole_ranges, columns, whole_keep] =
+        &[index.row_ranges, index.ranges, index.columns, index.keep].map(|s| address(&s));
+    let [row_ranges, ranges, keep] = &out.map(|s| address_mut(&s));
+    let warps = Launch::new([p.row_blocks.div_ceil(4), p.n_heads, 1], 128);
+    #[rustfmt::skip]
+    let args = [
+        arg(p), arg(whole_rows), arg(whole_ranges), arg(columns), arg(whole_keep), arg(row_ranges), arg(ranges), arg(keep),
+    ];
+    b.launch(&kernel, "clip_index", warps, &args)
 }

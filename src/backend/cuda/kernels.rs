@@ -70,6 +70,16 @@ sources! {
     SCORE_BLOCKS = "score_blocks" [];
     /// `Backend::select_blocks`.
     SELECT_BLOCKS = "select_blocks" [];
+    /// `Backend::count_by_mass`.
+    COUNT_BY_MASS = "count_by_mass" ["shared/mass"];
+    /// `Backend::group_offsets`.
+    GROUP_OFFSETS = "group_offsets" [];
+    /// `Backend::settle_heads`.
+    SETTLE_HEADS = "settle_heads" ["shared/mass"];
+    /// `Backend::weigh_blocks`.
+    WEIGH_BLOCKS = "weigh_blocks" ["shared/mass"];
+    /// `Backend::select_weighed_blocks`.
+    SELECT_WEIGHED_BLOCKS = "select_weighed_blocks" ["shared/mass"];
     /// `Backend::build_index`.
     BUILD_INDEX = "build_index" [];
     /// The chosen columns' K and V in one piece.
@@ -82,6 +92,10 @@ sources! {
     ATTENTION_SM90A = "attention_sm90a" ["shared/values", "shared/ranges", "shared/ptx_sm90a"];
     /// `Backend::decode_attention`.
     DECODE_ATTENTION = "decode_attention" ["shared/values"];
+    /// `Backend::merge_attention`.
+    MERGE_ATTENTION = "merge_attention" [];
+    /// `Backend::clip_index`.
+    CLIP_INDEX = "clip_index" [];
 }
 
 impl Source {

@@ -430,6 +430,54 @@ impl Backend for Cuda {
         estimate::select_blocks(self, p, plan, scores, block_mask)
     }
 
+    fn count_by_mass(
+        &self,
+        p: &CountByMassParams,
+        budget: Slice<Self>,
+        scores: Slice<Self>,
+        counts: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::count_by_mass(self, p, budget, scores, counts)
+    }
+
+    fn group_offsets(&self, p: &GroupOffsetsParams, budget: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        estimate::group_offsets(self, p, budget, scores)
+    }
+
+    fn settle_heads(
+        &self,
+        p: &SettleHeadsParams,
+        budget: Slice<Self>,
+        column_score: Slice<Self>,
+        block_score: Slice<Self>,
+        plan: SliceMut<Self>,
+        column_count: SliceMut<Self>,
+        offset_count: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::settle_heads(self, p, [budget, column_score, block_score], [plan, column_count, offset_count])
+    }
+
+    fn weigh_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::weigh_blocks(self, p, plan, scores, mass)
+    }
+
+    fn select_weighed_blocks(
+        &self,
+        p: &WeighBlocksParams,
+        plan: Slice<Self>,
+        scores: Slice<Self>,
+        mass: Slice<Self>,
+        block_mask: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::select_weighed_blocks(self, p, [plan, scores, mass], block_mask)
+    }
+
     fn build_index(&self, p: &BuildIndexParams, choice: IndexChoice<Self>, out: IndexSlicesMut<Self>) -> Result<()> {
         estimate::build_index(self, p, choice, out)
     }
@@ -454,8 +502,31 @@ impl Backend for Cuda {
         k: Slice<Self>,
         v: Slice<Self>,
         out: SliceMut<Self>,
+        lse: Option<SliceMut<Self>>,
     ) -> Result<()> {
-        attention::decode_attention(self, p, [q, k, v], out)
+        attention::decode_attention(self, p, [q, k, v], out, lse)
+    }
+
+    fn merge_attention(
+        &self,
+        p: &MergeAttentionParams,
+        part: Slice<Self>,
+        lse: [Slice<Self>; 2],
+        out: SliceMut<Self>,
+        merged_lse: SliceMut<Self>,
+    ) -> Result<()> {
+        attention::merge_attention(self, p, part, lse, out, merged_lse)
+    }
+
+    fn clip_index(
+        &self,
+        p: &ClipIndexParams,
+        index: IndexSlices<Self>,
+        row_ranges: SliceMut<Self>,
+        ranges: SliceMut<Self>,
+        keep: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::clip_index(self, p, index, [row_ranges, ranges, keep])
     }
 }
 

@@ -7,9 +7,9 @@ use super::queue::fold;
 use super::select_top_k::{long_rows, scanning};
 use super::{Traits, Wgpu};
 use crate::Result;
+use crate::backend::params::EXACT;
 use crate::backend::params::{BuildIndexParams, HeadPlan};
 use crate::backend::{IndexChoice, IndexSlicesMut};
-use crate::estimate::EXACT;
 
 /// Invocations of a group in the kernels that have one a row block, or one a row block and tile of columns.
 const WORKGROUP: u64 = 64;
@@ -18,6 +18,7 @@ fn rows(traits: &Traits, write: bool) -> Specialisation {
     Specialisation::new("build_index_rows", traits)
         .constant("WRITE", u32::from(write))
         .constant("A_SHAPE", HeadPlan::A_SHAPE)
+        .constant("TRI_SHAPE", HeadPlan::TRI_SHAPE)
         .constant("VERTICAL_SLASH", HeadPlan::VERTICAL_SLASH)
         .constant("BLOCK_SPARSE", HeadPlan::BLOCK_SPARSE)
         .with("invocation")

@@ -372,10 +372,15 @@ impl Context {
         }
     }
 
+    /// The size of a buffer for so many bytes.
+    pub(super) fn buffer_size(bytes: usize) -> u64 {
+        (bytes as u64).next_multiple_of(16).max(16)
+    }
+
     /// A storage buffer of at least so many bytes.
     pub(super) fn create_buffer(&self, bytes: usize, mapped_at_creation: bool) -> Result<wgpu::Buffer> {
         self.check()?;
-        let size = (bytes as u64).next_multiple_of(16).max(16);
+        let size = Self::buffer_size(bytes);
         if size > self.limits.max_buffer_size {
             return Err(Error::OutOfMemory(format!(
                 "a buffer of {bytes} bytes was asked, {} makes them up to {}",

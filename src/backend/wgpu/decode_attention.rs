@@ -73,6 +73,7 @@ pub(super) fn decode_attention(
     p: &AttentionParams,
     [q, k, v]: [Slice<Wgpu>; 3],
     out: SliceMut<Wgpu>,
+    lse: Option<SliceMut<Wgpu>>,
 ) -> Result<()> {
     const OP: &str = "decode_attention";
     let q_stride = [p.q_row_stride, p.q_head_stride];
@@ -81,6 +82,7 @@ pub(super) fn decode_attention(
     let out_stride = [p.out_row_stride, p.out_head_stride];
     let (q, k) = (vectors(OP, "q", q, q_stride)?, vectors(OP, "k", k, k_stride)?);
     let (v, out) = (vectors(OP, "v", v, v_stride)?, vectors(OP, "out", out, out_stride)?);
+    let (lse, lse_head) = (lse.map(Binding::from), 4 * u64::from(p.q_len));
 
     let group = p.n_heads / p.n_kv_heads;
     let keys = p.q_start + p.q_len;
@@ -136,9 +138,14 @@ pub(super) fn decode_attention(
             splits,
             out_row_stride: p.out_row_stride,
             out_head_stride: p.out_head_stride,
+            write_lse: u32::from(lse.is_some()),
+        };
+        let lse = match lse {
+            Some(lse) => lse.part(u64::from(band.heads.start) * lse_head, u64::from(heads) * lse_head),
+            None => b.placeholder(),
         };
         let out = strided(out, out_stride, band.heads, 0..p.q_len, p.head_dim);
-        let bindings = [scratch(&sums, 4), scratch(&stats, 2), out];
+        let bindings = [scratch(&sums, 4), scratch(&stats, 2), out, lse];
         b.dispatch(&merging(traits, out.dtype), &merge, &bindings, fold(u64::from(heads) * u64::from(p.q_len)))?;
     }
     Ok(())

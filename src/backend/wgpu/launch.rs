@@ -135,5 +135,23 @@ params! {
         out_row_stride: u32,
         /// Distance between heads of `out`.
         out_head_stride: u32,
+        /// 1: the log-sum-exp is written too.
+        write_lse: u32,
+    }
+
+    /// `merge_attention` for some rows.
+    MergeBand {
+        /// Queries of this dispatch.
+        rows: u32,
+        /// The first of them among all.
+        row_first: u32,
+        /// All queries.
+        all_rows: u32,
+        /// Query heads.
+        n_heads: u32,
+        /// Vectors of a head.
+        head_dim: u32,
+        /// Vectors between queries.
+        row_stride: u32,
     }
 }

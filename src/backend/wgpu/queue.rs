@@ -282,7 +282,20 @@ impl Wgpu {
     }
 
     pub(super) fn create_buffer(&self, bytes: usize, mapped_at_creation: bool) -> Result<Buffer> {
-        let raw = self.context.create_buffer(bytes, mapped_at_creation)?;
+        let spares = &self.context.account.spares;
+        let spare = if mapped_at_creation { None } else { spares.take(Context::buffer_size(bytes)) };
+        let raw = match spare {
+            Some(raw) => raw,
+            None => match self.context.create_buffer(bytes, mapped_at_creation) {
+                Err(Error::OutOfMemory(_)) => {
+                    // Those that wait for reuse may be what is missing.
+                    spares.clear();
+                    self.context.wait(None)?;
+                    self.context.create_buffer(bytes, mapped_at_creation)?
+                }
+                other => other?,
+            },
+        };
         Ok(Buffer::owned(raw, bytes as u64, &self.context.account))
     }
 

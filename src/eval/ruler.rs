@@ -1,0 +1,576 @@
+//! RULER's 13 tasks (Hsieh et al. 2024): retrieval, tracing, aggregation and questions, at any length.
+//!
+//! Sizes, counts, forms of the facts, answer beginnings and metrics are the benchmark's; word lists, noise text and the
+//! wording of the instructions are our own. A length counts prompt and answer in the model's tokens. A prompt has the most
+//! lines, words or documents that fit, where the benchmark goes in steps of 500 words: at 4K tokens those leave up to a
+//! sixth of the length empty. Essays begin at a sentence drawn for each sample.
+
+use super::data::{Data, QuestionSet};
+use super::essay::{Essay, hide};
+use super::rng::Rng;
+use super::runner::{Cell, Row, Skip, Suite};
+use super::words;
+use super::{Draft, Form, Metric, Question, Sample, Size, ask};
+use crate::backend::Backend;
+use crate::engine::{Engine, Progress};
+use crate::pattern::AttentionMode;
+use crate::text::Text;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The tasks, in the benchmark's order.
+pub const TASKS: [&str; 13] = [
+    "niah_single_1",
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multikey_2",
+    "niah_multikey_3",
+    "niah_multivalue",
+    "niah_multiquery",
+    "vt",
+    "cwe",
+    "fwe",
+    "qa_1",
+    "qa_2",
+];
+
+/// The mean that counts as mastering a length: Llama-2-7B's at 4K.
+pub const EFFECTIVE: f64 = 85.6;
+
+/// One line of noise.
+const NOISE: &str = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.";
+
+/// What a needle task hides, and in what.
+struct Niah {
+    haystack: Haystack,
+    uuid_keys: bool,
+    uuid_values: bool,
+    keys: usize,
+    values: usize,
+    queries: usize,
+}
+
+enum Haystack {
+    Noise,
+    Essay,
+    Needles,
+}
+
+fn niah(task: &str) -> Option<Niah> {
+    let plain =
+        Niah { haystack: Haystack::Essay, uuid_keys: false, uuid_values: false, keys: 1, values: 1, queries: 1 };
+    Some(match task {
+        "niah_single_1" => Niah { haystack: Haystack::Noise, ..plain },
+        "niah_single_2" => plain,
+        "niah_single_3" => Niah { uuid_values: true, ..plain },
+        "niah_multikey_1" => Niah { keys: 4, ..plain },
+        "niah_multikey_2" => Niah { haystack: Haystack::Needles, ..plain },
+        "niah_multikey_3" => Niah { haystack: Haystack::Needles, uuid_keys: true, uuid_values: true, ..plain },
+        "niah_multivalue" => Niah { values: 4, ..plain },
+        "niah_multiquery" => Niah { keys: 4, queries: 4, ..plain },
+        _ => return None,
+    })
+}
+
+/// Tokens of an answer.
+fn max_new(task: &str) -> usize {
+    match task {
+        "vt" => 30,
+        "cwe" => 120,
+        "fwe" => 50,
+        "qa_1" | "qa_2" => 32,
+        _ => 128,
+    }
+}
+
+/// The suite.
+pub struct Ruler {
+    form: Form,
+    essay: Essay,
+    squad: Option<QuestionSet>,
+    hotpot: Option<QuestionSet>,
+    tasks: Vec<String>,
+    lengths: Vec<usize>,
+    samples: usize,
+    seed: u64,
+    sizes: BTreeMap<(String, usize), usize>,
+}
+
+impl Ruler {
+    /// For a model. Essays are the data's texts, or `novel` where it has none; question tasks need its question sets.
+    pub fn new(
+        text: Arc<Text>,
+        novel: &str,
+        data: &Data,
+        tasks: Vec<String>,
+        lengths: Vec<usize>,
+        samples: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        super::known(&tasks, &TASKS)?;
+        let texts: Vec<&str> = data.texts.iter().map(|(_, text)| text.as_str()).collect();
+        let essay = Essay::new(&if texts.is_empty() { novel.to_string() } else { texts.join("\n") })?;
+        let (squad, hotpot) = (data.squad.clone(), data.hotpot.clone());
+        let form = Form::new(text)?;
+        Ok(Self { form, essay, squad, hotpot, tasks, lengths, samples, seed, sizes: BTreeMap::new() })
+    }
+
+    /// Tasks that are asked for and lack their data.
+    pub fn missing(&self) -> Vec<Skip> {
+        let lacks = |task: &&String| self.questions(task).is_some_and(|set| set.is_none());
+        let skip = |task: &String| Skip {
+            task: task.clone(),
+            length: 0,
+            attention: String::new(),
+            why: match task.as_str() {
+                "qa_1" => "needs SQuAD: --data dev-v2.0.json".into(),
+                _ => "needs HotpotQA: --data hotpot_dev_distractor_v1.json".into(),
+            },
+        };
+        self.tasks.iter().filter(lacks).map(skip).collect()
+    }
+
+    /// The question set of a question task.
+    #[expect(clippy::option_option, reason = "no question task, no data, data")]
+    fn questions(&self, task: &str) -> Option<Option<&QuestionSet>> {
+        match task {
+            "qa_1" => Some(self.squad.as_ref()),
+            "qa_2" => Some(self.hotpot.as_ref()),
+            _ => None,
+        }
+    }
+
+    /// A task's prompt of so many units, drawn by `rng`.
+    pub fn draft(&self, task: &str, length: usize, units: usize, rng: &mut Rng) -> Result<Draft> {
+        let max_new = max_new(task);
+        let (context, question, stem, references, metric) = match task {
+            "vt" => vt(units, rng),
+            "cwe" => self.cwe(length, units, rng),
+            "fwe" => fwe(length, units, rng),
+            "qa_1" | "qa_2" => self.qa(task, units, rng)?,
+            _ => self.niah(task, units, rng)?,
+        };
+        let questions = vec![Question { text: question, stem, references }];
+        Ok(Draft { context, questions, metric, max_new })
+    }
+
+    fn niah(&self, task: &str, units: usize, rng: &mut Rng) -> Result<Words> {
+        let Some(niah) = niah(task) else {
+            return Err(Error::invalid(format!("no RULER task {task:?}")));
+        };
+        let distractors = if matches!(niah.haystack, Haystack::Needles) { units } else { 0 };
+        let what = if niah.uuid_values { "uuid" } else { "number" };
+        let mut keys = match niah.uuid_keys {
+            true => (0..niah.keys + distractors).map(|_| rng.uuid()).collect(),
+            false => words::keys(rng, niah.keys + distractors),
+        };
+        let fact = |key: &str, value: &str| format!("One of the special magic {what}s for {key} is: {value}.");
+        let value = |rng: &mut Rng| if niah.uuid_values { rng.uuid() } else { rng.digits(7) };
+        let others = keys.split_off(niah.keys);
+        let mut facts = Vec::new();
+        let mut answers = Vec::new();
+        for (i, key) in keys.iter().enumerate() {
+            for _ in 0..niah.values {
+                let value = value(rng);
+                facts.push(fact(key, &value));
+                if i < niah.queries {
+                    answers.push(value);
+                }
+            }
+        }
+        rng.shuffle(&mut facts);
+        let text = match niah.haystack {
+            Haystack::Essay => {
+                let sentences = self.essay.read(rng.below(1 << 20), units);
+                // Forty depths, none twice.
+                let depths = rng.distinct(40, facts.len()).into_iter().map(|d| (100.0 * d as f64 / 39.0).round());
+                hide(&sentences, &depths.zip(facts).collect::<Vec<_>>())
+            }
+            Haystack::Noise => lines_with(vec![NOISE.to_string(); units], facts, rng),
+            Haystack::Needles => {
+                let others: Vec<String> = others.iter().map(|key| fact(key, &value(rng))).collect();
+                lines_with(others, facts, rng)
+            }
+        };
+        let asked = listed(&keys[..niah.queries]);
+        let (hidden, them, ask, stem) = match answers.len() {
+            1 => (
+                format!("A special magic {what} is hidden"),
+                what.to_string(),
+                format!("What is the special magic {what} for {asked} mentioned in the provided text?"),
+                format!("The special magic {what} for {asked} mentioned in the provided text is"),
+            ),
+            _ => (
+                format!("Some special magic {what}s are hidden"),
+                format!("{what}s"),
+                format!("What are all the special magic {what}s for {asked} mentioned in the provided text?"),
+                format!("The special magic {what}s for {asked} mentioned in the provided text are"),
+            ),
+        };
+        let context =
+            format!("{hidden} in the text below. Keep it in mind: there will be a question about the {them}.\n{text}");
+        Ok((context, ask, stem, answers, Metric::All))
+    }
+
+    fn cwe(&self, length: usize, units: usize, rng: &mut Rng) -> Words {
+        let (often, seldom) = if length < 4096 { (6, 1) } else { (30, 3) };
+        let example = word_list(&words::vocabulary(rng, self.essay.words(), 40), 10, 3, rng);
+        let (text, common) = word_list(&words::vocabulary(rng, self.essay.words(), units), often, seldom, rng);
+        let ask = "Which 10 words appear most often in the list above?";
+        let stem = "The 10 words that appear most often in the list are:";
+        let numbered = |words: &[String]| {
+            words.iter().enumerate().map(|(i, word)| format!("{}. {word}", i + 1)).collect::<Vec<_>>().join(" ")
+        };
+        let intro =
+            "Below is a numbered list of words. Some of them appear more often than others. Keep those in mind.\n";
+        let context =
+            format!("{intro}{}\nQuestion: {ask} Answer: {stem} {}\n\n{intro}{text}", example.0, numbered(&example.1));
+        (context, ask.into(), stem.into(), common, Metric::All)
+    }
+
+    fn qa(&self, task: &str, units: usize, rng: &mut Rng) -> Result<Words> {
+        let Some(Some(set)) = self.questions(task) else {
+            return Err(Error::invalid(format!("{task} lacks its data")));
+        };
+        if set.questions.is_empty() {
+            return Err(Error::invalid(format!("{task}: expected questions with answers in the data, found none")));
+        }
+        let question = rng.pick(&set.questions);
+        let mut chosen: Vec<usize> = question.near.iter().copied().take(units.max(question.gold)).collect();
+        let mut rest: Vec<usize> = (0..set.documents.len()).filter(|d| !question.near.contains(d)).collect();
+        rng.shuffle(&mut rest);
+        chosen.extend(rest.into_iter().take(units.saturating_sub(chosen.len())));
+        rng.shuffle(&mut chosen);
+        let documents = chosen.iter().enumerate();
+        let text: Vec<String> =
+            documents.map(|(i, &at)| format!("Document {}:\n{}", i + 1, set.documents[at])).collect();
+        let rule = "Answer the question from the documents. Give the answer alone, without any other words.";
+        let context = format!("{rule}\n\nThese are the documents.\n\n{}\n\n{rule}", text.join("\n\n"));
+        Ok((context, question.question.clone(), "Answer:".into(), question.answers.clone(), Metric::Any))
+    }
+
+    /// The most units that a task can have.
+    fn most(&self, task: &str) -> usize {
+        match self.questions(task) {
+            Some(set) => set.map_or(1, |set| set.documents.len()),
+            None if task == "niah_multikey_2" => {
+                words::list(words::ADJECTIVES).len() * words::list(words::NOUNS).len() - 1
+            }
+            None if task == "cwe" => 40_000,
+            None => 1 << 24,
+        }
+    }
+
+    fn made(&mut self, cell: &Cell) -> Result<Draft> {
+        let (task, length) = (cell.task.as_str(), cell.length);
+        let least = if task == "cwe" { 11 } else { 1 };
+        let place = (task.to_string(), length);
+        let guess = match self.sizes.get(&place) {
+            Some(&units) => units,
+            None => {
+                // Found on a prompt that is no sample, so that samples do not depend on which came first.
+                let size = Size { least, most: self.most(task), guess: (length / 40).max(least) };
+                let (units, _) = self.form.fit(length, size, &mut |units| {
+                    self.draft(task, length, units, &mut Rng::of(self.seed, task, &[length]))
+                })?;
+                self.sizes.insert(place, units);
+                units
+            }
+        };
+        let size = Size { least, most: self.most(task), guess };
+        let (_, draft) = self.form.fit(length, size, &mut |units| {
+            self.draft(task, length, units, &mut Rng::of(self.seed, task, &[length, cell.sample]))
+        })?;
+        Ok(draft)
+    }
+}
+
+/// Context, question, beginning of the answer, references, metric.
+type Words = (String, String, String, Vec<String>, Metric);
+
+/// `a`, `a and b`, `a, b, and c`.
+fn listed(keys: &[String]) -> String {
+    match keys {
+        [] => String::new(),
+        [one] => one.clone(),
+        [one, other] => format!("{one} and {other}"),
+        [first @ .., last] => format!("{}, and {last}", first.join(", ")),
+    }
+}
+
+/// Lines with facts put in at random places, in their order.
+fn lines_with(lines: Vec<String>, facts: Vec<String>, rng: &mut Rng) -> String {
+    let mut places: Vec<usize> = facts.iter().map(|_| rng.below(lines.len() + 1)).collect();
+    places.sort_unstable();
+    let mut facts = places.into_iter().zip(facts).peekable();
+    let mut out = Vec::with_capacity(lines.len());
+    for (i, line) in lines.into_iter().enumerate() {
+        while let Some((_, fact)) = facts.next_if(|(place, _)| *place <= i) {
+            out.push(fact);
+        }
+        out.push(line);
+    }
+    out.extend(facts.map(|(_, fact)| fact));
+    out.join("\n")
+}
+
+/// A chain of five variables with one value, in lines of noise; and a small one with its answer before it.
+fn vt(units: usize, rng: &mut Rng) -> Words {
+    const HOPS: usize = 4;
+    let chain = |letters: usize, units: usize, rng: &mut Rng| {
+        let mut names: Vec<String> = Vec::new();
+        while names.len() < HOPS + 1 {
+            let name = rng.letters(letters, 'A');
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let value = rng.digits(5);
+        let mut steps = vec![format!("VAR {} = {value}", names[0])];
+        steps.extend(names.windows(2).map(|pair| format!("VAR {} = VAR {} ", pair[1], pair[0])));
+        (lines_with(vec![NOISE.to_string(); units], steps, rng), names, value)
+    };
+    let intro = "Follow the chain of variable assignments in the text below, and keep it in mind.\n\n";
+    let ask = |value: &str| format!("Find all variables that are assigned the value {value} in the text above.");
+    let stem = |value: &str| {
+        format!(
+            "By the chain of variable assignments in the text above, {} variables are assigned the value {value}, they are:",
+            HOPS + 1
+        )
+    };
+    let (text, names, value) = chain(3, 6, rng);
+    let example = format!("{intro}{text}\nQuestion: {} Answer: {} {}\n\n", ask(&value), stem(&value), names.join(" "));
+    let (text, names, value) = chain(5, units, rng);
+    (format!("{example}{intro}{text}"), ask(&value), stem(&value), names, Metric::All)
+}
+
+/// A numbered list in which the first ten words appear often, and which they are.
+fn word_list(words: &[String], often: usize, seldom: usize, rng: &mut Rng) -> (String, Vec<String>) {
+    let common = words[..words.len().min(10)].to_vec();
+    let mut all: Vec<&str> = Vec::new();
+    for (i, word) in words.iter().enumerate() {
+        all.extend(std::iter::repeat_n(word.as_str(), if i < common.len() { often } else { seldom }));
+    }
+    rng.shuffle(&mut all);
+    let numbered: Vec<String> = all.iter().enumerate().map(|(i, word)| format!("{}. {word}", i + 1)).collect();
+    (numbered.join(" "), common)
+}
+
+/// Words with counts that fall as a power law; the most frequent one is `...`, and the next three are asked for.
+fn fwe(length: usize, units: usize, rng: &mut Rng) -> Words {
+    const ALPHA: f64 = 2.0;
+    const ZETA: f64 = std::f64::consts::PI * std::f64::consts::PI / 6.0;
+    let mut vocabulary: Vec<String> = Vec::new();
+    let mut known = std::collections::BTreeSet::new();
+    while vocabulary.len() < (length / 50).max(5) {
+        let word = rng.letters(6, 'a');
+        if known.insert(word.clone()) {
+            vocabulary.push(word);
+        }
+    }
+    vocabulary[0] = "...".into();
+    let mut all: Vec<&str> = Vec::new();
+    for (i, word) in vocabulary.iter().enumerate() {
+        let count = (units as f64 * ((i + 1) as f64).powf(-ALPHA) / ZETA) as usize;
+        all.extend(std::iter::repeat_n(word.as_str(), count));
+    }
+    rng.shuffle(&mut all);
+    let context = format!(
+        "Read the coded text below and count how often each coded word appears. Find the three that appear most often.\n{}",
+        all.join(" ")
+    );
+    let ask = "Do not explain anything, and leave the dots '....' aside. Which three coded words appear most often in the \
+               coded text above?";
+    let stem = "By the coded text above, the three words that appear most often are:";
+    (context, ask.into(), stem.into(), vocabulary[1..4].to_vec(), Metric::All)
+}
+
+impl Suite for Ruler {
+    type Prompt = Sample;
+
+    fn cells(&self) -> Vec<Cell> {
+        let missing: Vec<String> = self.missing().into_iter().map(|skip| skip.task).collect();
+        let mut cells = Vec::new();
+        for &length in &self.lengths {
+            for sample in 0..self.samples {
+                let tasks = self.tasks.iter().filter(|task| !missing.contains(task));
+                cells.extend(tasks.map(|task| Cell { task: task.clone(), length, sample, depth: None }));
+            }
+        }
+        cells
+    }
+
+    fn prompt(&mut self, cell: &Cell) -> Result<Sample> {
+        let draft = self.made(cell)?;
+        self.form.sample(&draft)
+    }
+
+    fn measure<B: Backend>(
+        &mut self,
+        engine: &mut Engine<B>,
+        cell: &Cell,
+        prompt: &Sample,
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Row> {
+        ask::measure(engine, cell, prompt, mode, progress)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::data::tests::{hotpot_json, squad_json};
+    use super::super::tests::{form, novel};
+    use super::*;
+
+    fn data() -> Data {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("s.json"), squad_json(60).to_string()).unwrap();
+        std::fs::write(dir.path().join("h.json"), hotpot_json(60).to_string()).unwrap();
+        Data::read(&[dir.path().to_path_buf()]).unwrap()
+    }
+
+    fn ruler(lengths: &[usize], data: &Data) -> Ruler {
+        let tasks = TASKS.map(String::from).to_vec();
+        Ruler::new(form().text().clone(), &novel(), data, tasks, lengths.to_vec(), 2, 42).unwrap()
+    }
+
+    fn cell(task: &str, length: usize, sample: usize) -> Cell {
+        Cell { task: task.into(), length, sample, depth: None }
+    }
+
+    #[test]
+    fn prompts_fill_their_length_and_repeat_by_seed() {
+        let mut ruler = ruler(&[4096], &data());
+        for cell in ruler.cells().into_iter().rev() {
+            let sample = ruler.prompt(&cell).unwrap();
+            let used = sample.tokens() + sample.max_new;
+            assert!(used <= cell.length, "{cell:?}: {used}");
+            // A pair of UUIDs, or a document, is more than 2 % of 4K; small data end before the length.
+            let unit = match cell.task.as_str() {
+                "niah_multikey_3" => 140,
+                "qa_1" | "qa_2" => 4096,
+                _ => cell.length / 50,
+            };
+            assert!(used + unit >= cell.length, "{cell:?}: {used}");
+            let again = ruler.prompt(&cell).unwrap();
+            assert_eq!(again.fingerprint(), sample.fingerprint());
+        }
+        // Another order, another instance: the same prompts.
+        let mut other = super::tests::ruler(&[4096], &data());
+        let one = cell("vt", 4096, 1);
+        assert_eq!(other.prompt(&one).unwrap().fingerprint(), ruler.prompt(&one).unwrap().fingerprint());
+        assert_ne!(
+            other.prompt(&one).unwrap().fingerprint(),
+            other.prompt(&cell("vt", 4096, 0)).unwrap().fingerprint()
+        );
+    }
+
+    #[test]
+    fn references_lie_in_the_text_and_score_right_and_wrong() {
+        let ruler = ruler(&[4096], &data());
+        for task in TASKS {
+            for seed in 0..5 {
+                let draft = ruler.draft(task, 4096, 60, &mut Rng::new(seed)).unwrap();
+                let references = &draft.questions[0].references;
+                for reference in references {
+                    assert!(draft.context.contains(reference), "{task}: {reference}");
+                }
+                assert_eq!(draft.metric.score(&format!("It is {}.", references.join(", ")), references), 1.0);
+                assert_eq!(draft.metric.score("nothing of that kind", references), 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn needles_are_as_many_and_of_the_kind_that_the_task_says() {
+        let ruler = ruler(&[4096], &Data::default());
+        let one = |task: &str| ruler.draft(task, 4096, 60, &mut Rng::new(3)).unwrap();
+        let needles = |draft: &Draft| draft.context.matches("One of the special magic ").count();
+        let cases = [
+            ("niah_single_1", 1, 1),
+            ("niah_single_2", 1, 1),
+            ("niah_single_3", 1, 1),
+            ("niah_multikey_1", 4, 1),
+            ("niah_multikey_2", 61, 1),
+            ("niah_multikey_3", 61, 1),
+            ("niah_multivalue", 4, 4),
+            ("niah_multiquery", 4, 4),
+        ];
+        for (task, facts, answers) in cases {
+            let draft = one(task);
+            assert_eq!((needles(&draft), draft.questions[0].references.len()), (facts, answers), "{task}");
+            assert_eq!(draft.max_new, 128);
+        }
+        let single = one("niah_single_2");
+        assert!(single.context.starts_with("A special magic number is hidden in"), "{}", single.context);
+        let question = &single.questions[0];
+        let key = question.text.strip_prefix("What is the special magic number for ").unwrap();
+        let key = key.strip_suffix(" mentioned in the provided text?").unwrap();
+        assert!(single.context.contains(&format!(" numbers for {key} is: {}.", question.references[0])));
+        assert!(question.stem.ends_with(&format!("number for {key} mentioned in the provided text is")));
+        let many = one("niah_multiquery");
+        let question = &many.questions[0];
+        assert!(many.context.starts_with("Some special magic numbers are hidden"));
+        assert_eq!(question.text.matches(", ").count(), 3);
+        assert!(question.text.contains(", and ") && question.stem.ends_with("provided text are"));
+        let values = one("niah_multivalue");
+        let key = values.questions[0].text.split(" for ").nth(1).unwrap().split(" mentioned").next().unwrap();
+        assert_eq!(values.context.matches(&format!("numbers for {key} is:")).count(), 4);
+        let uuids = one("niah_multikey_3");
+        assert_eq!(uuids.questions[0].references[0].len(), 36);
+        assert!(one("niah_single_1").context.matches(NOISE).count() == 60);
+    }
+
+    #[test]
+    fn chains_lists_and_codes_have_the_counts_of_the_benchmark() {
+        let ruler = ruler(&[4096], &Data::default());
+        let draft = |task: &str, length, units| ruler.draft(task, length, units, &mut Rng::new(9)).unwrap();
+
+        let vt = draft("vt", 4096, 40);
+        let names = &vt.questions[0].references;
+        assert_eq!((names.len(), vt.max_new), (5, 30));
+        let at = |line: String| vt.context.rfind(&line).unwrap_or_else(|| panic!("{line} in {}", vt.context));
+        let value = vt.questions[0].stem.split("the value ").nth(1).unwrap().split(',').next().unwrap().to_string();
+        let mut places = vec![at(format!("VAR {} = {value}", names[0]))];
+        places.extend(names.windows(2).map(|pair| at(format!("VAR {} = VAR {}", pair[1], pair[0]))));
+        assert!(places.windows(2).all(|w| w[0] < w[1]), "the chain keeps its order");
+        assert_eq!(vt.context.matches("VAR ").count(), 2 * (5 + 4), "one example before it");
+
+        for (length, often, seldom) in [(4096, 30, 3), (2048, 6, 1)] {
+            let cwe = draft("cwe", length, 50);
+            let list = cwe.context.rsplit("Keep those in mind.\n").next().unwrap();
+            let count = |word: &str| list.split(' ').filter(|w| *w == word).count();
+            let common = &cwe.questions[0].references;
+            assert_eq!((common.len(), cwe.max_new), (10, 120));
+            assert!(common.iter().all(|word| count(word) == often), "{list}");
+            assert_eq!(list.split(' ').count(), 2 * (10 * often + 40 * seldom));
+            assert!(list.starts_with("1. "));
+        }
+
+        let fwe = draft("fwe", 4096, 1000);
+        let text = fwe.context.split('\n').nth(1).unwrap();
+        let count = |word: &str| text.split(' ').filter(|w| *w == word).count();
+        assert_eq!(count("..."), 607); // 1000 / zeta(2)
+        let three: Vec<usize> = fwe.questions[0].references.iter().map(|word| count(word)).collect();
+        assert_eq!(three, [151, 67, 37]);
+        assert_eq!(fwe.max_new, 50);
+    }
+
+    #[test]
+    fn questions_stand_among_other_documents_or_are_missing() {
+        let with = ruler(&[4096], &data());
+        let qa = with.draft("qa_2", 4096, 12, &mut Rng::new(1)).unwrap();
+        assert_eq!(qa.context.matches("Document ").count(), 12);
+        assert_eq!((qa.metric, qa.max_new), (Metric::Any, 32));
+        assert_eq!(qa.context.matches("Answer the question from the documents.").count(), 2);
+        assert!(with.missing().is_empty());
+        let without = ruler(&[4096], &Data::default());
+        let missing: Vec<_> = without.missing().into_iter().map(|skip| (skip.task, skip.why)).collect();
+        assert_eq!(missing.len(), 2);
+        assert!(missing[0].1.contains("SQuAD") && missing[1].1.contains("HotpotQA"));
+        assert_eq!(without.cells().len(), 2 * 11);
+    }
+}
