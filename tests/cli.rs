@@ -384,6 +384,47 @@ fn an_interrupt_ends_with_one_line() {
     assert_eq!(stderr(&output), "error: interrupted\n");
 }
 
+#[test]
+fn an_interrupted_evaluation_keeps_and_shows_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r.json");
+    let child = program()
+        .args([
+            "eval",
+            "needle",
+            "--model",
+            "needle",
+            "--device",
+            "cpu",
+            "--lengths",
+            "512,256K",
+            "--depths",
+            "1",
+            "-q",
+        ])
+        .args(["--chunk", "4096", "--out", text(&out)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The short prompt's two rows come soon; the long one takes this machine an hour.
+    let rows = || -> Vec<Value> {
+        let file = std::fs::read(&out).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        file.and_then(|file| file["rows"].as_array().cloned()).unwrap_or_default()
+    };
+    let start = std::time::Instant::now();
+    while rows().len() < 2 && start.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "error: interrupted\n");
+    assert!(stdout(&output).contains("code, dense: 100.0 % of 1"), "{}", stdout(&output));
+    let kept: Vec<u64> = rows().iter().map(|row| row["length"].as_u64().unwrap()).collect();
+    assert_eq!(kept, [512, 512]);
+}
+
 // ---- what it refuses ----
 
 #[test]

@@ -168,8 +168,8 @@ impl Suite for NeedleGrid {
         let GridOptions { tasks, lengths, depths, rounds, .. } = &self.options;
         let mut cells = Vec::new();
         // Round by round: an interrupted study has whole grids.
-        for &length in lengths {
-            for sample in 0..*rounds {
+        for sample in 0..*rounds {
+            for &length in lengths {
                 for task in tasks {
                     let cell = |&depth| Cell { task: task.clone(), length, sample, depth: Some(depth) };
                     cells.extend(depths.iter().map(cell));
@@ -179,13 +179,12 @@ impl Suite for NeedleGrid {
         cells
     }
 
-    fn prompt(&mut self, cell: &Cell) -> Result<Sample> {
+    fn prompt(&self, cell: &Cell) -> Result<Sample> {
         if cell.task == "code" {
             return self.code(cell);
         }
         let size = Size { least: 1, most: 1 << 24, guess: cell.length * 2 / 3 };
-        let (_, draft) = self.form.fit(cell.length, size, &mut |words| self.draft(cell, words))?;
-        self.form.sample(&draft)
+        Ok(self.form.fit(cell.length, size, &mut |words| self.draft(cell, words))?.1)
     }
 
     fn measure<B: Backend>(
@@ -223,7 +222,7 @@ mod tests {
     #[test]
     fn every_prompt_has_its_length_its_fact_at_its_depth_and_ends_before_the_value() {
         for chat in [false, true] {
-            let mut grid = grid(chat);
+            let grid = grid(chat);
             let cells = grid.cells();
             assert_eq!(cells.len(), 4 * 2 * 3 * 2);
             for cell in &cells {
@@ -253,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_seed_makes_the_same_prompts_in_any_order_and_cells_differ() {
-        let (mut a, mut b) = (grid(false), grid(false));
+        let (a, mut b) = (grid(false), grid(false));
         let cells = a.cells();
         let forwards: Vec<u64> = cells.iter().map(|c| a.prompt(c).unwrap().fingerprint()).collect();
         let mut backwards: Vec<u64> = cells.iter().rev().map(|c| b.prompt(c).unwrap().fingerprint()).collect();

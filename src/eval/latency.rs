@@ -43,7 +43,7 @@ impl Suite for Latency {
         cells
     }
 
-    fn prompt(&mut self, cell: &Cell) -> Result<Vec<u32>> {
+    fn prompt(&self, cell: &Cell) -> Result<Vec<u32>> {
         Ok(self.ids.iter().copied().cycle().take(cell.length).collect())
     }
 

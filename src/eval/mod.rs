@@ -164,12 +164,6 @@ impl Form {
         self.text.tokenizer.encode(&self.words(context, question)?, self.chat.is_none())
     }
 
-    /// Tokens of a draft's longest prompt.
-    pub fn tokens(&self, draft: &Draft) -> Result<usize> {
-        let tokens = |q: &Question| Ok(self.encode(&draft.context, q)?.len());
-        draft.questions.iter().map(tokens).try_fold(0, |most, tokens: Result<usize>| Ok(most.max(tokens?)))
-    }
-
     /// A draft as token ids.
     pub fn sample(&self, draft: &Draft) -> Result<Sample> {
         let asked = |q: &Question| Ok(Asked { ids: self.encode(&draft.context, q)?, references: q.references.clone() });
@@ -177,20 +171,20 @@ impl Form {
         Ok(Sample { questions, metric: draft.metric, max_new: draft.max_new })
     }
 
-    /// The draft with the most units whose prompt and answer fit into `length` tokens: `draft` makes it of a number of
-    /// units (lines, words, documents), and `size` is a guess.
+    /// The prompt of the most units that fits with its answer into `length` tokens: `draft` makes one of a number of units
+    /// (lines, words, documents), and `size` is a guess. Gives the units, too.
     pub fn fit(
         &self,
         length: usize,
         size: Size,
         draft: &mut dyn FnMut(usize) -> Result<Draft>,
-    ) -> Result<(usize, Draft)> {
-        let mut kept: Option<(usize, Draft)> = None;
+    ) -> Result<(usize, Sample)> {
+        let mut kept: Option<(usize, Sample)> = None;
         let mut max_new = 0;
         let units = largest(length, size, &mut |units| {
-            let made = draft(units)?;
+            let made = self.sample(&draft(units)?)?;
             max_new = made.max_new;
-            let tokens = self.tokens(&made)? + made.max_new;
+            let tokens = made.tokens() + made.max_new;
             if tokens <= length && kept.as_ref().is_none_or(|(most, _)| *most < units) {
                 kept = Some((units, made));
             }

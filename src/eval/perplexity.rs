@@ -130,7 +130,7 @@ impl Suite for Perplexity {
         cells
     }
 
-    fn prompt(&mut self, cell: &Cell) -> Result<Vec<u32>> {
+    fn prompt(&self, cell: &Cell) -> Result<Vec<u32>> {
         let ids = &self.books[cell.sample].1;
         match ids.get(..cell.length) {
             Some(ids) if cell.length > 1 => Ok(ids.to_vec()),
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn books_that_are_too_short_are_skipped_with_both_lengths() {
         let books = [("a".to_string(), "It was late. ".repeat(40))];
-        let mut suite = Perplexity::new(form().text(), &books, vec![64, 9999], 0).unwrap();
+        let suite = Perplexity::new(form().text(), &books, vec![64, 9999], 0).unwrap();
         let cells = suite.cells();
         assert_eq!(suite.prompt(&cells[0]).unwrap().len(), 64);
         let error = suite.prompt(&cells[1]).unwrap_err().to_string();

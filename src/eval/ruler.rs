@@ -17,7 +17,7 @@ use crate::pattern::AttentionMode;
 use crate::text::Text;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The tasks, in the benchmark's order.
 pub const TASKS: [&str; 13] = [
@@ -95,7 +95,8 @@ pub struct Ruler {
     lengths: Vec<usize>,
     samples: usize,
     seed: u64,
-    sizes: BTreeMap<(String, usize), usize>,
+    /// Units of a task at a length, as far as known.
+    sizes: Mutex<BTreeMap<(String, usize), usize>>,
 }
 
 impl Ruler {
@@ -114,7 +115,7 @@ impl Ruler {
         let essay = Essay::new(&if texts.is_empty() { novel.to_string() } else { texts.join("\n") })?;
         let (squad, hotpot) = (data.squad.clone(), data.hotpot.clone());
         let form = Form::new(text)?;
-        Ok(Self { form, essay, squad, hotpot, tasks, lengths, samples, seed, sizes: BTreeMap::new() })
+        Ok(Self { form, essay, squad, hotpot, tasks, lengths, samples, seed, sizes: Mutex::default() })
     }
 
     /// Tasks that are asked for and lack their data.
@@ -263,27 +264,28 @@ impl Ruler {
         }
     }
 
-    fn made(&mut self, cell: &Cell) -> Result<Draft> {
+    fn made(&self, cell: &Cell) -> Result<Sample> {
         let (task, length) = (cell.task.as_str(), cell.length);
         let least = if task == "cwe" { 11 } else { 1 };
         let place = (task.to_string(), length);
-        let guess = match self.sizes.get(&place) {
-            Some(&units) => units,
+        let known = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(&place).copied();
+        let guess = match known {
+            Some(units) => units,
             None => {
                 // Found on a prompt that is no sample, so that samples do not depend on which came first.
                 let size = Size { least, most: self.most(task), guess: (length / 40).max(least) };
                 let (units, _) = self.form.fit(length, size, &mut |units| {
                     self.draft(task, length, units, &mut Rng::of(self.seed, task, &[length]))
                 })?;
-                self.sizes.insert(place, units);
+                self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(place, units);
                 units
             }
         };
         let size = Size { least, most: self.most(task), guess };
-        let (_, draft) = self.form.fit(length, size, &mut |units| {
+        let (_, sample) = self.form.fit(length, size, &mut |units| {
             self.draft(task, length, units, &mut Rng::of(self.seed, task, &[length, cell.sample]))
         })?;
-        Ok(draft)
+        Ok(sample)
     }
 }
 
@@ -393,8 +395,9 @@ impl Suite for Ruler {
     fn cells(&self) -> Vec<Cell> {
         let missing: Vec<String> = self.missing().into_iter().map(|skip| skip.task).collect();
         let mut cells = Vec::new();
-        for &length in &self.lengths {
-            for sample in 0..self.samples {
+        // Sample by sample: an interrupted study has every length, of fewer samples.
+        for sample in 0..self.samples {
+            for &length in &self.lengths {
                 let tasks = self.tasks.iter().filter(|task| !missing.contains(task));
                 cells.extend(tasks.map(|task| Cell { task: task.clone(), length, sample, depth: None }));
             }
@@ -402,9 +405,8 @@ impl Suite for Ruler {
         cells
     }
 
-    fn prompt(&mut self, cell: &Cell) -> Result<Sample> {
-        let draft = self.made(cell)?;
-        self.form.sample(&draft)
+    fn prompt(&self, cell: &Cell) -> Result<Sample> {
+        self.made(cell)
     }
 
     fn measure<B: Backend>(
@@ -443,7 +445,7 @@ mod tests {
 
     #[test]
     fn prompts_fill_their_length_and_repeat_by_seed() {
-        let mut ruler = ruler(&[4096], &data());
+        let ruler = ruler(&[4096], &data());
         for cell in ruler.cells().into_iter().rev() {
             let sample = ruler.prompt(&cell).unwrap();
             let used = sample.tokens() + sample.max_new;
@@ -459,7 +461,7 @@ mod tests {
             assert_eq!(again.fingerprint(), sample.fingerprint());
         }
         // Another order, another instance: the same prompts.
-        let mut other = super::tests::ruler(&[4096], &data());
+        let other = super::tests::ruler(&[4096], &data());
         let one = cell("vt", 4096, 1);
         assert_eq!(other.prompt(&one).unwrap().fingerprint(), ruler.prompt(&one).unwrap().fingerprint());
         assert_ne!(

@@ -5,6 +5,7 @@ use crate::backend::Backend;
 use crate::engine::{Engine, Progress};
 use crate::pattern::AttentionMode;
 use crate::{Error, Result, files};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashSet};
@@ -106,16 +107,16 @@ pub struct Column {
 }
 
 /// An evaluation.
-pub trait Suite {
+pub trait Suite: Sync {
     /// What is made once for a cell and given to all modes.
-    type Prompt;
+    type Prompt: Send;
 
     /// All cells, in the order in which they are done.
     fn cells(&self) -> Vec<Cell>;
 
     /// The cell's prompt, the same whatever was made before. An error that says that it cannot be made (too short a
     /// length, a missing file) skips the cell.
-    fn prompt(&mut self, cell: &Cell) -> Result<Self::Prompt>;
+    fn prompt(&self, cell: &Cell) -> Result<Self::Prompt>;
 
     /// The prompt in a mode. Dense comes first, but may have been measured in an earlier run.
     fn measure<B: Backend>(
@@ -303,50 +304,51 @@ pub fn run<B: Backend, S: Suite>(
     };
     let total: u64 = cells.iter().map(|cell| weight(cell) * open(journal, cell).len() as u64).sum();
     let mut done = 0;
-    // Once known to be impossible, not tried again.
+    // Once known to be impossible, not tried again: task, length, mode, all modes where it is empty.
     let mut hopeless: HashSet<(String, usize, String)> = HashSet::new();
-    for cell in &cells {
-        let open = open(journal, cell);
-        let work = weight(cell);
-        let is_hopeless = |set: &HashSet<_>, label: &str| set.contains(&(cell.task.clone(), cell.length, label.into()));
-        if open.is_empty() {
-            continue;
-        }
-        if is_hopeless(&hopeless, "") {
-            done += work * open.len() as u64;
-            continue;
-        }
-        step(Step { cell, attention: "prompt", done, total });
-        let prompt = match suite.prompt(cell) {
-            Ok(prompt) => prompt,
-            Err(e) if is_hopeless_error(&e) => {
-                let (task, length) = (cell.task.clone(), cell.length);
-                hopeless.insert((task.clone(), length, String::new()));
-                journal.skip(Skip { task, length, attention: String::new(), why: e.to_string() });
-                done += work * open.len() as u64;
-                continue;
-            }
-            Err(e) => return Err(e),
-        };
-        for column in &open {
-            let attention = column.label.as_str();
-            if !is_hopeless(&hopeless, attention) {
-                step(Step { cell, attention, done, total });
-                let mut progress = |p: Progress| {
-                    let part = (work as f64 * p.done as f64 / p.total.max(1) as f64) as u64;
-                    step(Step { cell, attention, done: done + part, total });
-                };
-                match suite.measure(engine, cell, &prompt, &column.mode, &mut progress) {
-                    Ok(row) => journal.push(Row { attention: attention.into(), ..row })?,
-                    Err(e) if is_hopeless_error(&e) => {
-                        let (task, length) = (cell.task.clone(), cell.length);
-                        hopeless.insert((task.clone(), length, attention.into()));
-                        journal.skip(Skip { task, length, attention: attention.into(), why: e.to_string() });
-                    }
-                    Err(e) => return Err(e),
+    let place = |cell: &Cell, attention: &str| (cell.task.clone(), cell.length, attention.to_string());
+    let cells: Vec<&Cell> = cells.iter().filter(|cell| !open(journal, cell).is_empty()).collect();
+    // To encode a long prompt takes as long as its pre-fill on a fast device: as many at a time as there are threads.
+    for some in cells.chunks(rayon::current_num_threads()) {
+        step(Step { cell: some[0], attention: "prompts", done, total });
+        let made = some.par_iter().map(|cell| match hopeless.contains(&place(cell, "")) {
+            true => None,
+            false => Some(suite.prompt(cell)),
+        });
+        let made: Vec<Option<Result<S::Prompt>>> = made.collect();
+        for (cell, prompt) in some.iter().zip(made) {
+            let (open, work) = (open(journal, cell), weight(cell));
+            let prompt = match prompt {
+                Some(Ok(prompt)) => Some(prompt),
+                Some(Err(e)) if is_hopeless_error(&e) => {
+                    hopeless.insert(place(cell, ""));
+                    let (task, length) = (cell.task.clone(), cell.length);
+                    journal.skip(Skip { task, length, attention: String::new(), why: e.to_string() });
+                    None
                 }
+                Some(Err(e)) => return Err(e),
+                None => None,
+            };
+            for column in &open {
+                let attention = column.label.as_str();
+                if let Some(prompt) = prompt.as_ref().filter(|_| !hopeless.contains(&place(cell, attention))) {
+                    step(Step { cell, attention, done, total });
+                    let mut progress = |p: Progress| {
+                        let part = (work as f64 * p.done as f64 / p.total.max(1) as f64) as u64;
+                        step(Step { cell, attention, done: done + part, total });
+                    };
+                    match suite.measure(engine, cell, prompt, &column.mode, &mut progress) {
+                        Ok(row) => journal.push(Row { attention: attention.into(), ..row })?,
+                        Err(e) if is_hopeless_error(&e) => {
+                            hopeless.insert(place(cell, attention));
+                            let (task, length) = (cell.task.clone(), cell.length);
+                            journal.skip(Skip { task, length, attention: attention.into(), why: e.to_string() });
+                        }
+                        Err(e) => return Err(e),
+                    }
+                }
+                done += work;
             }
-            done += work;
         }
     }
     journal.save()
@@ -383,7 +385,7 @@ mod tests {
     /// Counts what it is asked to do, and fails on demand.
     #[derive(Default)]
     struct Fake {
-        prompts: Vec<usize>,
+        prompts: std::sync::Mutex<Vec<usize>>,
         measured: Vec<(usize, String)>,
         stop_after: usize,
     }
@@ -395,8 +397,8 @@ mod tests {
             (0..4).map(|sample| Cell { task: "t".into(), length: 10 + sample, sample, depth: Some(12.5) }).collect()
         }
 
-        fn prompt(&mut self, cell: &Cell) -> Result<usize> {
-            self.prompts.push(cell.sample);
+        fn prompt(&self, cell: &Cell) -> Result<usize> {
+            self.prompts.lock().unwrap().push(cell.sample);
             match cell.sample {
                 2 => Err(Error::invalid("no data")),
                 sample => Ok(sample),
@@ -423,6 +425,15 @@ mod tests {
         }
     }
 
+    impl Fake {
+        /// The prompts that were made, each once, in any order.
+        fn made(&self) -> Vec<usize> {
+            let mut made = self.prompts.lock().unwrap().clone();
+            made.sort_unstable();
+            made
+        }
+    }
+
     #[test]
     fn an_interrupted_run_goes_on_where_it_stopped() {
         let dir = tempfile::tempdir().unwrap();
@@ -434,7 +445,7 @@ mod tests {
         let mut journal = open();
         let error = run(&mut engine, &mut fake, &columns(), &mut journal, &mut |_| ()).unwrap_err();
         assert!(matches!(error, Error::Interrupted));
-        assert_eq!(fake.prompts, [0, 1]);
+        assert!(fake.made().starts_with(&[0, 1]));
 
         let mut journal = open();
         assert_eq!((journal.rows().len(), journal.resumed()), (3, 3));
@@ -442,7 +453,7 @@ mod tests {
         let mut seen = Vec::new();
         run(&mut engine, &mut fake, &columns(), &mut journal, &mut |s| seen.push((s.done, s.total))).unwrap();
         // Each prompt once, dense before the other, nothing twice.
-        assert_eq!(fake.prompts, [1, 2, 3]);
+        assert_eq!(fake.made(), [1, 2, 3]);
         let measured: Vec<_> = fake.measured.iter().map(|(p, m)| (*p, m.as_str())).collect();
         assert_eq!(measured, [(1, "a_shape:1:1"), (3, "dense"), (3, "a_shape:1:1")]);
         assert!(seen.windows(2).all(|w| w[0].0 <= w[1].0) && seen.iter().all(|(done, total)| done <= total));
@@ -456,7 +467,7 @@ mod tests {
         // What was skipped is tried again.
         let mut fake = Fake { stop_after: 99, ..Fake::default() };
         run(&mut engine, &mut fake, &columns(), &mut open(), &mut |_| ()).unwrap();
-        assert_eq!(fake.prompts, [2, 3]);
+        assert_eq!(fake.made(), [2, 3]);
     }
 
     #[test]
