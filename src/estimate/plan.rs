@@ -33,6 +33,10 @@ impl IndexLimits {
     }
 }
 
+/// So many ranges always find room, 64 MiB: whatever 32 heads can choose up to 32K tokens. Beyond, room is made for what
+/// offsets at random leave: at 128K tokens a quarter of what offsets arranged against us could.
+const SURE_RANGES: u64 = 8 << 20;
+
 /// The plan of one call: everything that the host knows about its index.
 pub(super) struct Plan {
     pub heads: Vec<HeadPlan>,
@@ -104,7 +108,8 @@ impl Plan {
         let slots = (heads.len() * layout.row_blocks()) as u64;
         let room =
             limits.index_bytes.saturating_sub(layout.bytes()).min(limits.part_bytes.saturating_sub(8 * slots)) / 8;
-        layout.range_budget = bound.min(room) as usize;
+        let likely: u64 = heads.iter().map(|h| range_estimate(h, shape)).sum();
+        layout.range_budget = bound.min(room).min(likely.max(SURE_RANGES)) as usize;
         let budgets = vec![HeadBudget::default(); heads.len()];
         Self { offset_capacity: most(|h| h.b).max(1), heads, budgets, layout }
     }
