@@ -1,9 +1,10 @@
 //! Times the products and the small operations of the wgpu backend on this machine's best adapter, and checks the products.
 //!
-//! `cargo run --release --example wgpu_probe -- [products] [rows] [small] [--size M N K] [--tokens T]`
+//! `cargo run --release --example wgpu_probe -- [products] [packed] [rows] [small] [--size M N K] [--tokens T]`
 //!
 //! - `products`: every tile shape on cooperative matrices, then tiers `subgroup` and `plain`; TFLOP/s, and the relative
 //!   error of sampled elements against f64.
+//! - `packed`: the tile shapes for packed weights, each type.
 //! - `rows`: one to four rows, as in decoding; GB/s of weights read.
 //! - `small`: everything else a layer does, at the sizes of an 8B model; GB/s read and written.
 //!
@@ -12,7 +13,8 @@
 use minference::backend::Backend;
 use minference::backend::wgpu::{Options, Tier, Wgpu};
 use minference::ops::{self, HeadBand, MatmulInto, Rope};
-use minference::tensor::Tensor;
+use minference::tensor::{Tensor, encode_f32};
+use minference::weights::{dequantize, random_blocks};
 use minference::{DType, Result};
 use std::time::Instant;
 
@@ -39,7 +41,7 @@ fn arguments() -> Arguments {
         }
     }
     if found.sections.is_empty() {
-        found.sections = ["products", "rows", "small"].map(String::from).to_vec();
+        found.sections = ["products", "packed", "rows", "small"].map(String::from).to_vec();
     }
     found
 }
@@ -76,11 +78,16 @@ fn seconds(b: &Wgpu, mut launch: impl FnMut() -> Result<()>) -> Result<f64> {
 }
 
 /// One product: time, rate, and error against f64 of 97 elements.
-fn product(b: &Wgpu, name: &str, [m, n, k]: [usize; 3], out_type: DType) -> Result<()> {
-    let (x, w) = (values(m * k, 1), values(n * k, 2));
+fn product(b: &Wgpu, name: &str, size: [usize; 3], out_type: DType) -> Result<()> {
+    let bytes = encode_f32(DType::F16, &values(size[1] * size[2], 2).iter().map(|x| x.to_f32()).collect::<Vec<_>>())?;
+    product_of(b, name, size, DType::F16, &bytes, out_type)
+}
+
+fn product_of(b: &Wgpu, name: &str, [m, n, k]: [usize; 3], dtype: DType, bytes: &[u8], out_type: DType) -> Result<()> {
+    let (x, w) = (values(m * k, 1), dequantize(dtype, bytes, n * k)?);
     let as_activation: Vec<f32> = x.iter().map(|v| v.to_f32()).collect();
     let x_device = Tensor::activation(b, [m, k], &as_activation)?;
-    let w_device = Tensor::from_bytes(b, DType::F16, [n, k], bytemuck::cast_slice(&w))?;
+    let w_device = Tensor::from_bytes(b, dtype, [n, k], bytes)?;
     let mut out = Tensor::alloc(b, out_type, [m, n])?;
     let start = Instant::now();
     ops::matmul(b, x_device.view(), w_device.view(), None, out.view_mut(), MatmulInto::default())?;
@@ -90,7 +97,7 @@ fn product(b: &Wgpu, name: &str, [m, n, k]: [usize; 3], out_type: DType) -> Resu
     for i in 0..97 {
         let (r, c) = (i * 7919 % m, i * 104_729 % n);
         let products = x[r * k..][..k].iter().zip(&w[c * k..][..k]);
-        let want: f64 = products.map(|(x, w)| x.to_f64() * w.to_f64()).sum();
+        let want: f64 = products.map(|(x, w)| x.to_f64() * f64::from(*w)).sum();
         error += (f64::from(got[r * n + c]) - want).powi(2);
         norm += want.powi(2);
     }
@@ -135,13 +142,40 @@ fn products(b: &Wgpu, size: [usize; 3]) -> Result<()> {
     Ok(())
 }
 
+fn packed(b: &Wgpu, [m, n, k]: [usize; 3]) -> Result<()> {
+    product(b, "f16", [m, n, k], DType::F32)?;
+    for dtype in PACKED {
+        let bytes = random_blocks(dtype, n * k, 2, 1.0 / (k as f32).sqrt())?;
+        for tile in b.packed_matmul_tiles() {
+            b.use_matmul_tile(Some(tile));
+            product_of(b, &format!("{dtype} {tile}"), [m, n, k], dtype, &bytes, DType::F32)?;
+        }
+        b.use_matmul_tile(None);
+        product_of(b, &format!("{dtype} default, f16 out"), [m, n, k], dtype, &bytes, b.activation())?;
+        product_of(b, &format!("{dtype} 512 rows"), [512, n, k], dtype, &bytes, DType::F32)?;
+        for tier in [Tier::Subgroup, Tier::Plain] {
+            if let Ok(b) = Wgpu::new(None, Options { tier, ..Options::default() }) {
+                product_of(&b, &format!("{dtype} {}", tier.name()), [m, n, k], dtype, &bytes, DType::F32)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Types that stay packed.
+const PACKED: [DType; 4] = [DType::Q4_0, DType::Q8_0, DType::Q4K, DType::Q6K];
+
 fn rows(b: &Wgpu, [_, n, k]: [usize; 3]) -> Result<()> {
     for (m, n, k) in [(1, n, k), (1, k, n), (2, n, k), (4, n, k), (5, n, k), (16, n, k)] {
         let x = Tensor::activation(b, [m, k], &vec![0.5; m * k])?;
-        let w = Tensor::from_bytes(b, DType::F16, [n, k], bytemuck::cast_slice(&values(n * k, 3)))?;
-        let mut out = Tensor::alloc(b, DType::F32, [m, n])?;
-        let time = seconds(b, || ops::matmul(b, x.view(), w.view(), None, out.view_mut(), MatmulInto::default()))?;
-        println!("matmul of {m} rows, {n} x {k}: {:8.1} us {:8.1} GB/s", time * 1e6, 2e-9 * (n * k) as f64 / time);
+        for dtype in [DType::F16].into_iter().chain(PACKED) {
+            let bytes = random_blocks(dtype, n * k, 3, 1.0)?;
+            let w = Tensor::from_bytes(b, dtype, [n, k], &bytes)?;
+            let mut out = Tensor::alloc(b, DType::F32, [m, n])?;
+            let time = seconds(b, || ops::matmul(b, x.view(), w.view(), None, out.view_mut(), MatmulInto::default()))?;
+            let rate = bytes.len() as f64 / 1e9 / time;
+            println!("matmul of {m} rows, {n} x {k} {dtype:5}: {:8.1} us {rate:8.1} GB/s", time * 1e6);
+        }
     }
     Ok(())
 }
@@ -214,9 +248,10 @@ fn main() -> Result<()> {
         println!("-- {section}");
         match section.as_str() {
             "products" => products(&b, arguments.size)?,
+            "packed" => packed(&b, arguments.size)?,
             "rows" => rows(&b, arguments.size)?,
             "small" => small(&b, arguments.tokens)?,
-            other => eprintln!("no section {other}: products, rows, small"),
+            other => eprintln!("no section {other}: products, packed, rows, small"),
         }
     }
     Ok(())

@@ -2,7 +2,8 @@
 //
 // A workgroup computes TILE_M x TILE_N of out with SUBGROUPS_M x SUBGROUPS_N subgroups; each owns FRAGMENTS_M x
 // FRAGMENTS_N accumulators. BLOCK_K elements of k of both operands go from memory through registers into workgroup memory,
-// 16 bytes at a time, while the previous ones are multiplied. Rows there are padded by 8 elements, which puts the rows that
+// 16 bytes at a time, while the previous ones are multiplied; packed weights are
+// unpacked on that way. Rows there are padded by 8 elements, which puts the rows that
 // one matrix load touches into different banks. With two STAGES one barrier a step is enough, with one there are two.
 //
 // Relies on k a multiple of BLOCK_K and rows at multiples of 16 bytes; m and n may be anything: rows past the end repeat
@@ -84,7 +85,7 @@ fn main(at: Invocation) {
     //@end
     //@for i 0 W_PASSES
     let w_row${i} = min(origin.x + stage_row + ${i}u * STEP, p.n - 1u) * p.k + stage_k;
-    var w${i} = load_w8(w_row${i});
+    var w${i} = fetch_w8(w_row${i});
     //@end
 
     // what its subgroup multiplies
@@ -107,7 +108,7 @@ fn main(at: Invocation) {
         put_x(x_stage + slot + ${i}u * STEP * ROW, x${i});
         //@end
         //@for i 0 W_PASSES
-        put_w(w_stage + slot + ${i}u * STEP * ROW, w${i});
+        put_w(w_stage + slot + ${i}u * STEP * ROW, decode_w8(w${i}));
         //@end
         workgroupBarrier();
 
@@ -118,7 +119,7 @@ fn main(at: Invocation) {
             x${i} = load_x8(x_row${i} + next);
             //@end
             //@for i 0 W_PASSES
-            w${i} = load_w8(w_row${i} + next);
+            w${i} = fetch_w8(w_row${i} + next);
             //@end
         }
 

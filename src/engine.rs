@@ -24,7 +24,7 @@ use crate::attention::Computed;
 use crate::backend::Backend;
 use crate::backend::params::BLOCK;
 use crate::estimate::EXACT;
-use crate::model::{AttentionCall, Chunk, Decoder, DecoderConfig, KvCache, KvPlace, Model, Watch, Workspace};
+use crate::model::{AttentionCall, Chunk, Decoder, DecoderConfig, KvCache, KvPlace, KvType, Model, Watch, Workspace};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::sample::{self, Sampler};
 use crate::tensor::View;
@@ -47,6 +47,8 @@ pub struct EngineOptions {
     pub chunk: usize,
     /// Where keys and values stay.
     pub kv: KvPlace,
+    /// How they are stored.
+    pub kv_type: KvType,
     /// Tokens that the KV cache is made for, prompts and answers together; 0 makes it at each first pre-fill, for the
     /// prompt and `answer_room`.
     pub capacity: usize,
@@ -64,6 +66,7 @@ impl Default for EngineOptions {
         Self {
             chunk: 0,
             kv: KvPlace::Device,
+            kv_type: KvType::F16,
             capacity: 0,
             answer_room: 256,
             exact_index: true,
@@ -541,7 +544,13 @@ impl<B: Backend> Engine<B> {
         plan.check()?;
         if plan.capacity > made {
             self.cache = None;
-            self.cache = Some(KvCache::new(&self.backend, &self.model.config, plan.capacity, self.options.kv)?);
+            self.cache = Some(KvCache::new(
+                &self.backend,
+                &self.model.config,
+                plan.capacity,
+                self.options.kv,
+                self.options.kv_type,
+            )?);
         }
         let rows = if self.options.chunk == 0 { tokens } else { tokens.min(self.options.chunk) };
         if self.workspace.as_ref().is_none_or(|w| w.rows() < rows) {

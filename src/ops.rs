@@ -311,6 +311,42 @@ pub fn append_kv<B: Backend>(
     b.append_kv(&p, part(k), part(v), k_cache.slice(), v_cache.slice())
 }
 
+/// Words of a block of 32 packed elements.
+pub const PACKED_KV_WORDS: usize = 9;
+
+fn pack_params(op: &'static str, cache: Shape, packed: Shape, position: usize, tokens: usize) -> Result<PackKvParams> {
+    let [kv, capacity, d] = dims(op, "cache", cache)?;
+    check(op, "cache", d % 32 == 0, "a head_dim that is a multiple of 32", d)?;
+    check_shape(op, "packed", [kv, capacity, d / 32 * PACKED_KV_WORDS], packed)?;
+    check(op, "cache", position + tokens <= capacity, format!("room for {} tokens", position + tokens), capacity)?;
+    Ok(PackKvParams {
+        n_tokens: tokens as u32,
+        n_kv_heads: kv as u32,
+        head_dim: d as u32,
+        capacity: capacity as u32,
+        position: position as u32,
+    })
+}
+
+/// Packs `tokens` rows from `position` on of a cache act `[KV, capacity, D]` into u32 `[KV, capacity, D / 32 * 9]`: blocks of
+/// 32 elements as signed bytes under an f16 scale. The cache's rows become what the blocks say.
+pub fn pack_kv<B: Backend>(b: &B, cache: ViewMut<B>, packed: ViewMut<B>, position: usize, tokens: usize) -> Result<()> {
+    const OP: &str = "pack_kv";
+    let p = pack_params(OP, cache.shape(), packed.shape(), position, tokens)?;
+    check_dtype(OP, "cache", &[b.activation()], cache.dtype())?;
+    check_dtype(OP, "packed", &[DType::U32], packed.dtype())?;
+    if tokens == 0 { Ok(()) } else { b.pack_kv(&p, cache.slice(), packed.slice()) }
+}
+
+/// Unpacks what [`pack_kv`] packed: `tokens` rows from `position` on.
+pub fn unpack_kv<B: Backend>(b: &B, packed: View<B>, cache: ViewMut<B>, position: usize, tokens: usize) -> Result<()> {
+    const OP: &str = "unpack_kv";
+    let p = pack_params(OP, cache.shape(), packed.shape(), position, tokens)?;
+    check_dtype(OP, "cache", &[b.activation()], cache.dtype())?;
+    check_dtype(OP, "packed", &[DType::U32], packed.dtype())?;
+    if tokens == 0 { Ok(()) } else { b.unpack_kv(&p, packed.slice(), cache.slice()) }
+}
+
 /// Where the queries, keys and values of one attention call lie: heads, lengths and the distances between them.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {

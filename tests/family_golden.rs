@@ -107,7 +107,7 @@ struct Run<'a, B: Backend> {
 impl<'a, B: Backend> Run<'a, B> {
     fn new(b: &'a B, model: &Model, first_position: usize) -> Self {
         let decoder = Decoder::new(b, model).unwrap();
-        let mut cache = KvCache::new(b, &model.config, 256, KvPlace::Device).unwrap();
+        let mut cache = KvCache::new(b, &model.config, 256, KvPlace::Device, Default::default()).unwrap();
         cache.restart_at(first_position);
         Self { b, decoder, cache, workspace: Workspace::new(b, &model.config, 256).unwrap() }
     }

@@ -114,7 +114,7 @@ fn logits_and_greedy_ids_are_those_of_transformers() {
 for_each_backend!(needle_logits, |b| {
     let model = model();
     let decoder = Decoder::new(b, &model).unwrap();
-    let mut cache = KvCache::new(b, &model.config, 2048, KvPlace::Device).unwrap();
+    let mut cache = KvCache::new(b, &model.config, 2048, KvPlace::Device, Default::default()).unwrap();
     let mut workspace = Workspace::new(b, &model.config, 2048).unwrap();
     let mut logits = |ids: &[u32], mode: &AttentionMode| {
         cache.restart_at(0);

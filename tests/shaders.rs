@@ -23,6 +23,7 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "coop_layout" => (&[], &[]),
         "embed" => (EmbedParams::FIELDS, &["first_id"]),
         "matmul" | "matmul_coop" | "matvec" => (MatmulParams::FIELDS, &[]),
+        "pack_kv" | "unpack_kv" => (PackKvParams::FIELDS, &[]),
         "rms_norm" => (RmsNormParams::FIELDS, &[]),
         "rope" => (RopeParams::FIELDS, &[]),
         "silu_mul" => (SiluMulParams::FIELDS, &[]),

@@ -6,6 +6,7 @@ use minference::backend::wgpu::{Options, Tier, Wgpu};
 use minference::backend::{Backend, DeviceInfo};
 use minference::ops::{self, HeadBand, Rope};
 use minference::tensor::{Tensor, encode_f32};
+use minference::weights::{dequantize, random_blocks};
 use minference::{DType, Error};
 
 /// Bytes of a binding small enough that the shapes below need several bands, in `Device::small`.
@@ -283,6 +284,52 @@ fn matmul_in_every_tile_shape() {
             let into = ops::MatmulInto { column: 0, accumulate: true };
             ops::matmul(&b, x_device.view(), w_device.view(), Some(bias_device.view()), out.view_mut(), into).unwrap();
             close(tile, b.info(), &out.to_f32(&b).unwrap(), &want, 1e-5);
+        }
+    }
+}
+
+/// The same with packed weights, against what the CPU unpacks: blocks whose scales differ, tiny ones among them.
+#[test]
+fn matmul_of_packed_weights_in_every_tile_shape() {
+    for b in devices() {
+        let (m, n, k) = (150, 91, 512);
+        let x = values(m * k, 11);
+        let x_device = Tensor::activation(&b, [m, k], &x).unwrap();
+        for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4K, DType::Q6K] {
+            let mut bytes = random_blocks(dtype, n * k, 12, 0.25).unwrap();
+            let (scale, minima) = match dtype {
+                DType::Q4K => (0, 4..16),
+                DType::Q6K => (208, 192..208),
+                _ => (0, 0..0),
+            };
+            for (i, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+                minima.clone().for_each(|at| block[at] = (i * 151 + at * 29) as u8);
+                if i % 7 == 0 {
+                    // 2^-24 d: a subnormal f16
+                    block[scale..scale + 2].copy_from_slice(&(5 + i as u16 % 900).to_le_bytes());
+                }
+            }
+            let w = dequantize(dtype, &bytes, n * k).unwrap();
+            let w_device = Tensor::from_bytes(&b, dtype, [n, k], &bytes).unwrap();
+            let want: Vec<f64> = (0..m * n)
+                .map(|i| {
+                    let products = x[i / n * k..][..k].iter().zip(&w[i % n * k..][..k]);
+                    0.25 + products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>()
+                })
+                .collect();
+            for tile in b.packed_matmul_tiles().into_iter().map(Some).chain([None]) {
+                b.use_matmul_tile(tile);
+                let mut out = Tensor::from_slice(&b, DType::F32, [m, n], &vec![0.25f32; m * n]).unwrap();
+                let into = ops::MatmulInto { column: 0, accumulate: true };
+                ops::matmul(&b, x_device.view(), w_device.view(), None, out.view_mut(), into).unwrap();
+                let got = out.to_f32(&b).unwrap();
+                let (error, norm) = got.iter().zip(&want).fold((0.0, 0.0), |(error, norm), (got, want)| {
+                    (error + (f64::from(*got) - want).powi(2), norm + want * want)
+                });
+                let relative = (error / norm).sqrt();
+                // Weights in a tile of f16 are rounded once.
+                assert!(relative < 5e-4, "{dtype} {tile:?} on {:?}: {relative:.1e}", b.info());
+            }
         }
     }
 }

@@ -229,6 +229,13 @@ pub trait Backend: Sized + Send + Sync + 'static {
         v_cache: SliceMut<Self>,
     ) -> Result<()>;
 
+    /// Blocks of 32 elements of x act into packed u32: the scale as f16 (largest magnitude / 127) in a word, the elements as
+    /// signed bytes in eight more. x becomes what the blocks say.
+    fn pack_kv(&self, p: &PackKvParams, x: SliceMut<Self>, packed: SliceMut<Self>) -> Result<()>;
+
+    /// Rows that [`Backend::pack_kv`] packed: out act.
+    fn unpack_kv(&self, p: &PackKvParams, packed: Slice<Self>, out: SliceMut<Self>) -> Result<()>;
+
     /// plan `[n_heads]`, q, k act; column_score, offset_score f32 `[n_heads, kv_len]`, written for vertical-slash heads only.
     fn score_last_queries(
         &self,

@@ -133,6 +133,20 @@ params! {
         position: u32,
     }
 
+    /// Rows of a cache `[n_kv_heads, capacity, head_dim]` and the same in blocks `[n_kv_heads, capacity, head_dim / 32, 9]`.
+    PackKvParams {
+        /// Tokens.
+        n_tokens: u32,
+        /// KV heads.
+        n_kv_heads: u32,
+        /// Elements of a head, a multiple of 32.
+        head_dim: u32,
+        /// Tokens a cache can hold.
+        capacity: u32,
+        /// The first token.
+        position: u32,
+    }
+
     /// Joins attention over some keys with attention over others: the mean of `out` and `part` `[rows, n_heads, head_dim]`
     /// under a row stride, weighted by the `exp` of their log-sum-exps.
     MergeAttentionParams {

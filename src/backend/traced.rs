@@ -235,6 +235,20 @@ impl<B: Backend> Backend for Traced<B> {
         self.time("append_kv", &[2 * copied, 2 * copied], |b| b.append_kv(p, k, v, k_cache, v_cache))
     }
 
+    fn pack_kv(&self, p: &PackKvParams, x: SliceMut<Self>, packed: SliceMut<Self>) -> Result<()> {
+        let elements = p.n_tokens as usize * p.n_kv_heads as usize * p.head_dim as usize;
+        let sizes = [2 * x.dtype.bytes(elements), elements / 32 * 36];
+        let (x, packed) = (x.inner(), packed.inner());
+        self.time("pack_kv", &sizes, |b| b.pack_kv(p, x, packed))
+    }
+
+    fn unpack_kv(&self, p: &PackKvParams, packed: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        let elements = p.n_tokens as usize * p.n_kv_heads as usize * p.head_dim as usize;
+        let sizes = [elements / 32 * 36, out.dtype.bytes(elements)];
+        let (packed, out) = (packed.inner(), out.inner());
+        self.time("unpack_kv", &sizes, |b| b.unpack_kv(p, packed, out))
+    }
+
     fn score_last_queries(
         &self,
         p: &ScoreLastQueriesParams,

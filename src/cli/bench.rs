@@ -8,7 +8,7 @@ use super::run::open_model;
 use crate::backend::Backend;
 use crate::bench::{self, AttentionBench, AttentionInput, PrefillBench, Row, Sets};
 use crate::engine::EngineOptions;
-use crate::model::{KvPlace, Model, presets};
+use crate::model::{KvPlace, KvType, Model, presets};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::{Error, Result};
 use clap::{Args, Subcommand, ValueEnum};
@@ -128,6 +128,9 @@ struct PrefillArgs {
     /// Where keys and values stay: device, host or none.
     #[arg(long, value_name = "PLACE", default_value = "device")]
     kv: KvPlace,
+    /// How keys and values are stored: f16 (as activations are) or q8_0.
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    kv_type: KvType,
     /// Timed runs of each row, after one to warm up; the median is printed.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repeat: u32,
@@ -262,6 +265,7 @@ fn prefill(args: &PrefillArgs, console: &Console) -> Result<Vec<Row>> {
         options: EngineOptions {
             chunk: args.chunk,
             kv: args.kv,
+            kv_type: args.kv_type,
             exact_index: false,
             interrupt: console::interrupt(),
             ..EngineOptions::default()

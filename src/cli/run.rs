@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
 use crate::engine::{Engine, EngineOptions, Prefill, StopReason};
 use crate::insight::Insight;
-use crate::model::{KvPlace, Model};
+use crate::model::{KvPlace, KvType, Model};
 use crate::pattern::AttentionMode;
 use crate::sample::{self, Sampler, SamplerOptions};
 use crate::tensor_file::{TensorOut, write_tensors};
@@ -71,6 +71,9 @@ pub struct RunArgs {
     /// Where keys and values stay: device, or none (pre-fill only).
     #[arg(long, value_name = "PLACE", default_value = "device")]
     pub kv: KvPlace,
+    /// How keys and values are stored: f16 (as activations are), or q8_0, about half of that.
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub kv_type: KvType,
     /// Replaces the checkpoint's RoPE scaling: none, linear:FACTOR, dynamic:FACTOR or yarn:FACTOR.
     #[arg(long, value_name = "SCALING")]
     pub rope_scaling: Option<String>,
@@ -138,6 +141,9 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
         top_k: args.top_k,
         seed: args.seed,
     })?;
+    if args.kv_type != KvType::F16 && (args.kv_in.is_some() || args.kv_out.is_some()) {
+        return Err(Error::Unsupported("--kv-in and --kv-out with --kv-type q8_0".into()));
+    }
     if args.kv == KvPlace::None && args.max_new_tokens > 1 {
         let found = args.max_new_tokens;
         return Err(Error::invalid(format!(
@@ -284,6 +290,7 @@ impl RunTask<'_> {
         let options = EngineOptions {
             chunk: args.chunk,
             kv: args.kv,
+            kv_type: args.kv_type,
             answer_room: room,
             exact_index: false,
             interrupt: console::interrupt(),

@@ -5,7 +5,7 @@
 
 use super::Engine;
 use crate::backend::Backend;
-use crate::model::{KvCache, KvPlace};
+use crate::model::{KvCache, KvPlace, KvType};
 use crate::tensor_file::{TensorFile, TensorOut, write_tensors};
 use crate::{DType, Error, Result};
 use safetensors::Dtype;
@@ -19,6 +19,9 @@ impl<B: Backend> Engine<B> {
     }
 
     fn stored(&self) -> Result<Dtype> {
+        if self.options.kv_type != KvType::F16 {
+            return Err(Error::Unsupported("contexts in files with --kv-type q8_0".into()));
+        }
         match self.backend.activation() {
             DType::F32 => Ok(Dtype::F32),
             DType::F16 => Ok(Dtype::F16),
@@ -79,7 +82,8 @@ impl<B: Backend> Engine<B> {
         }
         if self.cache.as_ref().is_none_or(|c| c.capacity() < capacity) {
             self.cache = None;
-            self.cache = Some(KvCache::new(&self.backend, &self.model.config, capacity, self.options.kv)?);
+            self.cache =
+                Some(KvCache::new(&self.backend, &self.model.config, capacity, self.options.kv, self.options.kv_type)?);
         }
         let Some(cache) = &mut self.cache else { return Err(Error::invalid("context: no cache")) };
         for layer in 0..layers {

@@ -75,7 +75,7 @@ impl MemoryPlan {
         // On short prompts at most a bit for each column and 8 bytes for each range of 64 keys, a row block and head.
         let row_blocks = (chunk.div_ceil(BLOCK) * c.n_heads) as u64;
         let sets = (row_blocks * (self.capacity as u64 / 4 + 64)).min(INDEX_BYTES);
-        self.kv = kv_cache::bytes(c, self.act, self.capacity, self.options.kv);
+        self.kv = kv_cache::bytes(c, self.act, self.capacity, self.options.kv, self.options.kv_type);
         self.workspace = workspace_bytes(c, self.act, chunk) + logits;
         self.workspace += dual_chunk_bytes(c, self.act, chunk, self.capacity, sets);
         self.index = sets + 8 * (c.n_heads * self.capacity) as u64;

@@ -219,7 +219,7 @@ impl<B: Backend> Decoder<B> {
 
         for (i, layer) in self.layers.iter().enumerate() {
             cache.bring(b, i)?;
-            let LayerKv { k, v } = cache.layer_mut(i);
+            let LayerKv { k, v } = cache.at_work(i);
 
             // q, k, v of all rows
             for rows in slices(0) {
@@ -255,6 +255,9 @@ impl<B: Backend> Decoder<B> {
                 let (k, v) = (k.view_mut(), v.view_mut()); // [KV, capacity, D]
                 ops::append_kv(b, qkv, heads(h, kv), heads(h + kv, kv), k, v, past + rows.start)?;
             }
+
+            cache.pack(b, i, n)?;
+            let LayerKv { k, v } = cache.at_work(i);
 
             // attention of all rows
             let call = AttentionCall { shape, q: ws.qkv.view().rows(0..n), k: k.view(), v: v.view() };

@@ -4,7 +4,7 @@ use super::DecoderConfig;
 use crate::backend::Backend;
 use crate::backend::params::BLOCK;
 use crate::tensor::Tensor;
-use crate::{DType, Error, Result};
+use crate::{DType, Error, Result, ops};
 use std::ops::Range;
 use std::str::FromStr;
 
@@ -36,11 +36,35 @@ impl FromStr for KvPlace {
     }
 }
 
+/// How keys and values are stored between layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// As activations are: f16 on wgpu, f32 on the CPU, bf16 or f16 on CUDA.
+    #[default]
+    F16,
+    /// In blocks of 32 elements as signed bytes under an f16 scale, 9 bits an element with padding. The device holds one
+    /// layer's as activations for its attention.
+    Q8_0,
+}
+
+impl FromStr for KvType {
+    type Err = Error;
+
+    /// As on the command line.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "f16" => Ok(Self::F16),
+            "q8_0" => Ok(Self::Q8_0),
+            other => Err(Error::invalid(format!("--kv-type: expected f16 or q8_0, found {other:?}"))),
+        }
+    }
+}
+
 /// Keys and values of one layer, head-major, so that a head's keys lie side by side.
 pub struct LayerKv<B: Backend> {
-    /// act `[KV, capacity, D]`.
+    /// act `[KV, capacity, D]`, or packed ([`ops::pack_kv`]).
     pub k: Tensor<B>,
-    /// act `[KV, capacity, D]`.
+    /// As `k`.
     pub v: Tensor<B>,
 }
 
@@ -48,6 +72,8 @@ pub struct LayerKv<B: Backend> {
 pub struct KvCache<B: Backend> {
     /// On the device: all layers', or one that they share.
     layers: Vec<LayerKv<B>>,
+    /// Where `layers` are packed: the layer at work, as activations.
+    unpacked: Option<LayerKv<B>>,
     /// Bytes of k and of v of each layer, as on the device, where they stay in host memory.
     host: Vec<[Vec<u8>; 2]>,
     place: KvPlace,
@@ -58,28 +84,56 @@ pub struct KvCache<B: Backend> {
 
 impl<B: Backend> KvCache<B> {
     /// Room for `capacity` tokens, rounded up to whole blocks of 64.
-    pub fn new(backend: &B, config: &DecoderConfig, capacity: usize, place: KvPlace) -> Result<Self> {
+    pub fn new(backend: &B, config: &DecoderConfig, capacity: usize, place: KvPlace, kv_type: KvType) -> Result<Self> {
         let capacity = capacity.next_multiple_of(BLOCK);
-        let (shape, act) = ([config.n_kv_heads, capacity, config.head_dim], backend.activation());
+        let (heads, d, act) = (config.n_kv_heads, config.head_dim, backend.activation());
         let stored = if place == KvPlace::Device { config.n_layers } else { 1 };
-        let layer = |_| Ok(LayerKv { k: Tensor::alloc(backend, act, shape)?, v: Tensor::alloc(backend, act, shape)? });
-        let layers = (0..stored).map(layer).collect::<Result<_>>()?;
-        let bytes = act.bytes(config.n_kv_heads * capacity * config.head_dim);
+        let alloc = |dtype, width| Tensor::alloc(backend, dtype, [heads, capacity, width]);
+        let layer = |dtype, width| Ok(LayerKv { k: alloc(dtype, width)?, v: alloc(dtype, width)? });
+        let (dtype, width) = match kv_type {
+            KvType::F16 => (act, d),
+            KvType::Q8_0 if d % 32 != 0 => {
+                let what = format!("--kv-type q8_0: expected a head_dim that is a multiple of 32, found {d}");
+                return Err(Error::Unsupported(what));
+            }
+            KvType::Q8_0 => (DType::U32, d / 32 * ops::PACKED_KV_WORDS),
+        };
+        let layers = (0..stored).map(|_| layer(dtype, width)).collect::<Result<_>>()?;
+        let unpacked = if kv_type == KvType::Q8_0 { Some(layer(act, d)?) } else { None };
+        let bytes = dtype.bytes(heads * capacity * width);
         let host = match place {
             KvPlace::Host => (0..config.n_layers).map(|_| [vec![0; bytes], vec![0; bytes]]).collect(),
             _ => Vec::new(),
         };
-        Ok(Self { layers, host, place, capacity, len: 0, first_position: 0 })
+        Ok(Self { layers, unpacked, host, place, capacity, len: 0, first_position: 0 })
     }
 
-    /// Brings a layer's keys and values to the device, where they stay in host memory.
+    /// Brings a layer's keys and values to the device, where they stay in host memory, and unpacks them where they are packed.
     pub(super) fn bring(&mut self, b: &B, layer: usize) -> Result<()> {
-        let Some(host) = self.host.get(layer) else { return Ok(()) };
-        let LayerKv { k, v } = &mut self.layers[0];
-        for (tensor, bytes) in [k, v].into_iter().zip(host) {
-            for span in spans(tensor, 0..self.len) {
-                tensor.write_bytes(b, span.start, &bytes[span])?;
+        if let Some(host) = self.host.get(layer) {
+            let LayerKv { k, v } = &mut self.layers[0];
+            for (tensor, bytes) in [k, v].into_iter().zip(host) {
+                for span in spans(tensor, 0..self.len) {
+                    tensor.write_bytes(b, span.start, &bytes[span])?;
+                }
             }
+        }
+        let stored = layer.min(self.layers.len() - 1);
+        if let Some(unpacked) = &mut self.unpacked {
+            let LayerKv { k, v } = &self.layers[stored];
+            ops::unpack_kv(b, k.view(), unpacked.k.view_mut(), 0, self.len)?;
+            ops::unpack_kv(b, v.view(), unpacked.v.view_mut(), 0, self.len)?;
+        }
+        Ok(())
+    }
+
+    /// Packs the `n` tokens that a layer added, where they are packed: attention then sees them as they will be kept.
+    pub(super) fn pack(&mut self, b: &B, layer: usize, n: usize) -> Result<()> {
+        let stored = layer.min(self.layers.len() - 1);
+        if let Some(unpacked) = &mut self.unpacked {
+            let LayerKv { k, v } = &mut self.layers[stored];
+            ops::pack_kv(b, unpacked.k.view_mut(), k.view_mut(), self.len, n)?;
+            ops::pack_kv(b, unpacked.v.view_mut(), v.view_mut(), self.len, n)?;
         }
         Ok(())
     }
@@ -133,15 +187,15 @@ impl<B: Backend> KvCache<B> {
         Ok(())
     }
 
-    /// One layer's keys and values.
+    /// One layer's keys and values as they are stored.
     pub fn layer(&self, layer: usize) -> &LayerKv<B> {
         &self.layers[layer.min(self.layers.len() - 1)]
     }
 
-    /// One layer's keys and values, to write.
-    pub fn layer_mut(&mut self, layer: usize) -> &mut LayerKv<B> {
+    /// The keys and values of the layer at work, as activations.
+    pub(super) fn at_work(&mut self, layer: usize) -> &mut LayerKv<B> {
         let last = self.layers.len() - 1;
-        &mut self.layers[layer.min(last)]
+        self.unpacked.as_mut().unwrap_or(&mut self.layers[layer.min(last)])
     }
 
     /// Where keys and values stay.
@@ -194,8 +248,12 @@ fn spans<B: Backend>(cache: &Tensor<B>, tokens: Range<usize>) -> impl Iterator<I
 }
 
 /// Bytes that [`KvCache::new`] allocates on the device.
-pub fn bytes(config: &DecoderConfig, act: DType, capacity: usize, place: KvPlace) -> u64 {
+pub fn bytes(config: &DecoderConfig, act: DType, capacity: usize, place: KvPlace, kv_type: KvType) -> u64 {
     let stored = if place == KvPlace::Device { config.n_layers } else { 1 };
-    let elements = config.n_kv_heads * config.head_dim * 2 * stored;
-    act.bytes(elements) as u64 * capacity.next_multiple_of(BLOCK) as u64
+    let elements = config.n_kv_heads * config.head_dim * 2;
+    let token = match kv_type {
+        KvType::F16 => stored * act.bytes(elements),
+        KvType::Q8_0 => stored * (elements / 32 * 4 * ops::PACKED_KV_WORDS) + act.bytes(elements),
+    };
+    token as u64 * capacity.next_multiple_of(BLOCK) as u64
 }

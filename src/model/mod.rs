@@ -18,7 +18,7 @@ pub mod rope;
 pub use config::{DecoderConfig, DualChunk};
 pub use decoder::{AttentionCall, Chunk, Decoder, Watch, Workspace};
 pub(crate) use dual_chunk::bytes as dual_chunk_bytes;
-pub use kv_cache::{KvCache, KvPlace};
+pub use kv_cache::{KvCache, KvPlace, KvType};
 
 use crate::backend::Backend;
 use crate::pattern::{OfficialFile, PatternConfig};

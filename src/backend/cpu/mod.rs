@@ -29,6 +29,7 @@ mod mass;
 mod matmul;
 mod memory;
 mod merge_attention;
+mod pack_kv;
 mod pool_blocks;
 mod rms_norm;
 mod rope;
@@ -210,6 +211,16 @@ impl Backend for Cpu {
     ) -> Result<()> {
         append_kv::append(p, k.read(), k_cache.write());
         append_kv::append(p, v.read(), v_cache.write());
+        Ok(())
+    }
+
+    fn pack_kv(&self, p: &PackKvParams, x: SliceMut<Self>, packed: SliceMut<Self>) -> Result<()> {
+        pack_kv::pack(p, x.write(), packed.write());
+        Ok(())
+    }
+
+    fn unpack_kv(&self, p: &PackKvParams, packed: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        pack_kv::unpack(p, packed.read(), out.write());
         Ok(())
     }
 

@@ -90,6 +90,7 @@ kernel_args!(
     AddParams,
     CastParams,
     AppendKvParams,
+    PackKvParams,
     ScoreLastQueriesParams,
     SelectTopKParams,
     PoolBlocksParams,

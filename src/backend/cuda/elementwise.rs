@@ -97,6 +97,20 @@ pub(super) fn append_kv(b: &Cuda, p: &AppendKvParams, from: [Slice<Cuda>; 2], to
     b.launch(&kernel, "append_kv", launch, &[arg(p), arg(&k), arg(&v), arg(&k_cache), arg(&v_cache)])
 }
 
+pub(super) fn pack_kv(b: &Cuda, p: &PackKvParams, x: SliceMut<Cuda>, packed: SliceMut<Cuda>) -> Result<()> {
+    let kernel = kernels::PACK_KV.with(&[("BF16", &b.bf16())]);
+    let (x, packed) = (address_mut(&x), address_mut(&packed));
+    let launch = Launch::new([(p.n_tokens * p.n_kv_heads * (p.head_dim / 32)).div_ceil(8), 1, 1], 256);
+    b.launch(&kernel, "pack_kv", launch, &[arg(p), arg(&x), arg(&packed)])
+}
+
+pub(super) fn unpack_kv(b: &Cuda, p: &PackKvParams, packed: Slice<Cuda>, out: SliceMut<Cuda>) -> Result<()> {
+    let kernel = kernels::PACK_KV.with(&[("BF16", &b.bf16())]);
+    let (packed, out) = (address(&packed), address_mut(&out));
+    let launch = Launch::new([(p.n_tokens * p.n_kv_heads * (p.head_dim / 4)).div_ceil(256), 1, 1], 256);
+    b.launch(&kernel, "unpack_kv", launch, &[arg(p), arg(&packed), arg(&out)])
+}
+
 /// 16-byte accesses: addresses must be multiples of 16, lengths and strides multiples of 8 elements.
 pub(super) fn require_vectors(op: &'static str, addresses: &[u64], elements: &[u32]) -> Result<()> {
     let aligned = addresses.iter().all(|a| a % 16 == 0);

@@ -60,6 +60,8 @@ sources! {
     CAST = "cast" ["shared/values"];
     /// `Backend::append_kv`.
     APPEND_KV = "append_kv" [];
+    /// `Backend::pack_kv` and `Backend::unpack_kv`.
+    PACK_KV = "pack_kv" [];
     /// `Backend::score_last_queries`.
     SCORE_LAST_QUERIES = "score_last_queries" ["shared/tile"];
     /// `Backend::select_top_k`.

@@ -390,6 +390,14 @@ impl Backend for Cuda {
         elementwise::append_kv(self, p, [k, v], [k_cache, v_cache])
     }
 
+    fn pack_kv(&self, p: &PackKvParams, x: SliceMut<Self>, packed: SliceMut<Self>) -> Result<()> {
+        elementwise::pack_kv(self, p, x, packed)
+    }
+
+    fn unpack_kv(&self, p: &PackKvParams, packed: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        elementwise::unpack_kv(self, p, packed, out)
+    }
+
     fn score_last_queries(
         &self,
         p: &ScoreLastQueriesParams,

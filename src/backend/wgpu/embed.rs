@@ -37,7 +37,8 @@ pub(super) fn embed(
     out: SliceMut<Wgpu>,
 ) -> Result<()> {
     let (ids, table, out) = (Binding::from(ids), Binding::from(table), Binding::from(out));
-    let lanes = lanes(&[table], &[p.hidden]);
+    Wgpu::check_packed("embed", &table)?;
+    let lanes = if table.dtype.is_quantized() { 1 } else { lanes(&[table], &[p.hidden]) };
     let specialisation = specialisation(&b.context.traits, table.dtype, lanes);
     let table_row = table.dtype.bytes(p.hidden as usize) as u64;
     let table = table.with_lanes(lanes);

@@ -23,18 +23,20 @@ const KERNELS: &[(&str, &str)] = sources!("shaders/":
     "add" "append_kv" "attention" "attention_coop" "attention_rows" "build_index_dense" "build_index_keep"
     "build_index_place" "build_index_rows" "cast" "clip_index_keep" "clip_index_rows" "coop_layout" "count_by_mass"
     "decode_attention" "decode_attention_merge" "embed" "group_offsets" "matmul" "matmul_coop" "matvec"
-    "merge_attention" "pool_blocks" "rms_norm" "rope" "score_blocks" "score_last_queries_merge"
+    "merge_attention" "pack_kv" "pool_blocks" "rms_norm" "rope" "score_blocks" "score_last_queries_merge"
     "score_last_queries_rows" "score_last_queries_sums" "select_blocks" "select_top_k" "select_weighed_blocks"
-    "settle_heads" "silu_mul" "weigh_blocks");
+    "settle_heads" "silu_mul" "unpack_kv" "weigh_blocks");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
     "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar" "coop_tiles_vec4" "coop_walk" "dot_tile"
-    "input8_vec4" "input8_wide" "input8_words" "input_scalar" "input_vec4" "invocation" "invocation_subgroup"
-    "lanes_1" "lanes_4" "last_tile_dot" "last_tile_rows" "mass" "matmul_out" "matmul_out4_scalar" "matmul_out4_vec4"
-    "out_f16" "out_f32" "radix_select" "reduce_subgroup" "reduce_workgroup" "rows16_subgroup" "rows16_workgroup"
-    "scan_subgroup" "scan_workgroup" "stage_scalar" "stage_vec4" "stage_words" "team_subgroup" "team_workgroup"
-    "tile_order" "weight8_vec4" "weight8_wide" "weight8_words" "weight_bf16" "weight_f16_packed"
+    "eight_f16" "eight_words" "input8_vec4" "input8_wide" "input8_words" "input_scalar" "input_vec4" "invocation"
+    "invocation_subgroup" "lanes_1" "lanes_4" "last_tile_dot" "last_tile_rows" "mass" "matmul_out"
+    "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32" "packed" "packed_q4_0" "packed_q4_k" "packed_q6_k"
+    "packed_q8_0" "packed_words" "radix_select" "reduce_subgroup" "reduce_workgroup" "rows16_subgroup"
+    "rows16_workgroup" "scan_subgroup" "scan_workgroup" "stage_scalar" "stage_vec4" "stage_words" "team_subgroup"
+    "team_workgroup" "tile_order" "unpack_early" "unpack_late" "unpack_none" "weight8_vec4" "weight8_wide"
+    "weight8_words" "weight_bf16" "weight_f16_packed"
     "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
 
 /// Stems of all kernels that can be linked.
@@ -132,6 +134,9 @@ impl Specialisation {
     /// Defines `alias Weight` and `load_w4`, which reads four elements of `w` as f32. With `lanes` of 4, rows are
     /// multiples of four long and aligned.
     pub(super) fn weight(self, dtype: DType, lanes: u64) -> Self {
+        if let Some(kernel) = self.clone().packed(dtype) {
+            return kernel;
+        }
         match (dtype, lanes) {
             (DType::BF16, _) => self.alias("Weight", "u32").with("weight_bf16"),
             (DType::F16, 4) if !self.f16 => self.alias("Weight", "vec2<u32>").with("weight_f16_packed_vec4"),
@@ -139,6 +144,17 @@ impl Specialisation {
             (_, 4) => self.alias("Weight", wgsl(dtype, 4)).with("weight_vec4"),
             _ => self.alias("Weight", wgsl(dtype, 1)).with("weight_scalar"),
         }
+    }
+
+    /// For a packed type: `alias Weight`, `load_w4`, and `raw_w8` with `values_of`, which read eight elements in two steps.
+    pub(super) fn packed(self, dtype: DType) -> Option<Self> {
+        Some(match dtype {
+            DType::Q4_0 => self.alias("Weight", "u32").with("packed").with("packed_words").with("packed_q4_0"),
+            DType::Q8_0 => self.alias("Weight", "u32").with("packed").with("packed_words").with("packed_q8_0"),
+            DType::Q6K => self.alias("Weight", "u32").with("packed").with("packed_words").with("packed_q6_k"),
+            DType::Q4K => self.alias("Weight", "vec4<u32>").with("packed").with("packed_q4_k"),
+            _ => return None,
+        })
     }
 
     /// Uses cooperative matrices.

@@ -40,6 +40,18 @@ pub(super) struct Tile {
     block_k: u32,
     stages: u32,
     units: Units,
+    unpack: Unpack,
+}
+
+/// When packed weights are unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unpack {
+    /// They are not packed.
+    Never,
+    /// As they come from memory.
+    Early,
+    /// When they go to workgroup memory.
+    Late,
 }
 
 /// How `matmul_coop` takes 8 elements of an operand from memory to workgroup memory.
@@ -54,7 +66,7 @@ enum Units {
 }
 
 macro_rules! tiles {
-    ($($name:literal: $matrix:literal, $fragments:expr, $subgroups:expr, $k:literal, $stages:literal, $units:ident;)*) => {
+    ($unpack:ident $($name:literal: $matrix:literal, $fragments:expr, $subgroups:expr, $k:literal, $stages:literal, $units:ident;)*) => {
         &[$(Tile {
             name: $name,
             matrix: $matrix,
@@ -63,12 +75,14 @@ macro_rules! tiles {
             block_k: $k,
             stages: $stages,
             units: Units::$units,
+            unpack: Unpack::$unpack,
         }),*]
     };
 }
 
 /// Shapes to choose from. The first of a matrix size that a device can hold is its default for large products.
 const TILES: &[Tile] = tiles! {
+    Never
     // name: matrix size, fragments, subgroups, inner length, stages, units
     // 4096 x 14336 x 4096 on an H100: 273, 268, 264 and, of those without SPIR-V of our own, 163 TFLOP/s; the rest 57 to 193.
     "128x128x64x1u": 16, [4, 4], [2, 2], 64, 1, Words;
@@ -107,6 +121,29 @@ const TILES: &[Tile] = tiles! {
     "64x64x16x2u": 8, [4, 4], [2, 2], 16, 2, Words;
 };
 
+/// The same for packed weights, unpacked as they come ...
+const EARLY_TILES: &[Tile] = tiles! {
+    Early
+    "128x128x64x1ue": 16, [4, 4], [2, 2], 64, 1, Words;
+    "128x128x32x1ue": 16, [4, 4], [2, 2], 32, 1, Words;
+    "128x256x32x1ue": 16, [4, 4], [2, 4], 32, 1, Words;
+    "256x128x32x1ue": 16, [4, 4], [4, 2], 32, 1, Words;
+    "128x256x32x1e": 16, [4, 4], [2, 4], 32, 1, Vectors;
+    "128x128x32x1e": 16, [4, 4], [2, 2], 32, 1, Vectors;
+    "64x64x16x2e": 8, [4, 4], [2, 2], 16, 2, Vectors;
+    "64x64x32x1e": 8, [4, 4], [2, 2], 32, 1, Vectors;
+    "64x64x16x2ue": 8, [4, 4], [2, 2], 16, 2, Words;
+};
+
+/// ... and late.
+const LATE_TILES: &[Tile] = tiles! {
+    Late
+    "128x128x64x1ul": 16, [4, 4], [2, 2], 64, 1, Words;
+    "128x128x32x1ul": 16, [4, 4], [2, 2], 32, 1, Words;
+    "128x256x32x1ul": 16, [4, 4], [2, 4], 32, 1, Words;
+    "256x128x32x1ul": 16, [4, 4], [4, 2], 32, 1, Words;
+};
+
 impl Tile {
     fn rows(&self) -> u32 {
         self.fragments[0] * self.matrix * self.subgroups[0]
@@ -136,20 +173,26 @@ impl Tile {
             && passes.iter().all(|n| (1..=8).contains(n))
     }
 
-    /// The tiles that a device can run.
-    pub(super) fn all(traits: &Traits) -> impl Iterator<Item = &'static Tile> + use<> {
+    /// The tiles that a device can run with matrices of a type.
+    pub(super) fn all(traits: &Traits, weights: DType) -> impl Iterator<Item = &'static Tile> + use<> {
         let traits = *traits;
-        TILES.iter().filter(move |tile| tile.fits(&traits))
+        let [first, second]: [&[Tile]; 2] = match weights {
+            DType::F16 => [TILES, &[]],
+            _ if weights.is_quantized() => [EARLY_TILES, LATE_TILES],
+            _ => [&[], &[]],
+        };
+        first.iter().chain(second).filter(move |tile| tile.fits(&traits))
     }
 }
 
 /// The tile named by `MINFERENCE_MATMUL_TILE`, for comparing shapes in whole programs.
 pub(super) fn tile_from_env(traits: &Traits) -> Result<Option<&'static str>> {
     let Ok(name) = std::env::var("MINFERENCE_MATMUL_TILE") else { return Ok(None) };
-    match Tile::all(traits).find(|tile| tile.name == name) {
+    let all = || [DType::F16, DType::Q4K].into_iter().flat_map(|weights| Tile::all(traits, weights));
+    match all().find(|tile| tile.name == name) {
         Some(tile) => Ok(Some(tile.name)),
         None => {
-            let names: Vec<_> = Tile::all(traits).map(|tile| tile.name).collect();
+            let names: Vec<_> = all().map(|tile| tile.name).collect();
             Err(Error::invalid(format!("MINFERENCE_MATMUL_TILE: expected one of {names:?}, got {name}")))
         }
     }
@@ -193,18 +236,21 @@ impl Operands {
     fn cooperative(&self, traits: &Traits, tile: &Tile, lanes: u64) -> Specialisation {
         let kernel = Specialisation::new("matmul_coop", traits).cooperative().constant("MATRIX", tile.matrix);
         let kernel = match tile.units {
-            Units::Vectors => {
-                kernel.read("In", DType::F16, 4).with("input8_vec4").read("Weight", DType::F16, 4).with("weight8_vec4")
+            Units::Vectors => kernel.read("In", DType::F16, 4).with("input8_vec4"),
+            Units::Matrix => kernel.read("In", DType::F16, 8).with("input8_wide"),
+            Units::Words => kernel.alias("In", "vec4<u32>").with("input8_words").matrices_of_words(),
+        };
+        let kernel = match kernel.clone().packed(self.w) {
+            Some(kernel) => {
+                let unpack = if tile.unpack == Unpack::Late { "unpack_late" } else { "unpack_early" };
+                kernel.with(unpack).with(if tile.units == Units::Words { "eight_words" } else { "eight_f16" })
             }
-            Units::Matrix => {
-                kernel.read("In", DType::F16, 8).with("input8_wide").read("Weight", DType::F16, 8).with("weight8_wide")
+            None => match tile.units {
+                Units::Vectors => kernel.read("Weight", DType::F16, 4).with("weight8_vec4"),
+                Units::Matrix => kernel.read("Weight", DType::F16, 8).with("weight8_wide"),
+                Units::Words => kernel.alias("Weight", "vec4<u32>").with("weight8_words"),
             }
-            Units::Words => kernel
-                .alias("In", "vec4<u32>")
-                .with("input8_words")
-                .alias("Weight", "vec4<u32>")
-                .with("weight8_words")
-                .matrices_of_words(),
+            .with("unpack_none"),
         };
         let stage = match tile.units {
             Units::Words => "stage_words",
@@ -233,8 +279,8 @@ impl Operands {
 
     /// `rows` of 4 or 8 per lane: tiles of 64 or 128 rows.
     fn tiled(&self, traits: &Traits, rows: u32) -> Specialisation {
-        // Staged as they are stored where both are f16: half the traffic of workgroup memory.
-        let half = traits.f16() && self.w == DType::F16;
+        // Staged as f16 where one is stored so and the other is no more exact: half the traffic of workgroup memory.
+        let half = traits.f16() && self.w != DType::F32;
         // Vectors of k in a row of the tiles, as many as there is room for besides the one that pads it.
         let row_bytes = (16 * rows + BLOCK_N) * if half { 8 } else { 16 };
         let quads = if 5 * row_bytes <= traits.workgroup_bytes { 4 } else { 2 };
@@ -251,6 +297,9 @@ pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
     for w in Wgpu::WEIGHTS {
         for out in traits.act_or_f32() {
             for (x_lanes, w_lanes) in [(1, 1), (1, 4), (4, 1), (4, 4)] {
+                if w.is_quantized() && w_lanes == 4 {
+                    continue;
+                }
                 for bias in [false, true] {
                     let operands = Operands { w: *w, x_lanes, w_lanes, bias, out };
                     list.push(operands.matvec(traits));
@@ -258,8 +307,8 @@ pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
                 }
             }
             for bias in [false, true] {
-                let operands = Operands { w: DType::F16, x_lanes: 4, w_lanes: 4, bias, out };
-                for tile in Tile::all(traits).filter(|_| *w == DType::F16) {
+                let operands = Operands { w: *w, x_lanes: 4, w_lanes: 4, bias, out };
+                for tile in Tile::all(traits, *w) {
                     list.extend([1, 4].map(|lanes| operands.cooperative(traits, tile, lanes)));
                 }
             }
@@ -277,13 +326,14 @@ pub(super) fn matmul(
 ) -> Result<()> {
     let (x, w, out) = (Binding::from(x), Binding::from(w), Binding::from(out));
     let bias = bias.map(Binding::from);
+    Wgpu::check_packed("matmul", &w)?;
     let x_row = u64::from(p.x_stride) * x.element_bytes();
     let w_row = w.dtype.bytes(p.k as usize) as u64;
     let out_row = u64::from(p.out_stride) * out.element_bytes();
     let operands = Operands {
         w: w.dtype,
         x_lanes: lanes(&[x], &[p.k, p.x_stride]),
-        w_lanes: lanes(&[w], &[p.k]),
+        w_lanes: if w.dtype.is_quantized() { 1 } else { lanes(&[w], &[p.k]) },
         bias: bias.is_some(),
         out: out.dtype,
     };
@@ -310,7 +360,8 @@ fn launch(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: [Binding; 4
         let [x, w, bias, out] = bindings;
         let out_lanes = lanes(&[out], &[p.n, p.out_stride]);
         let operand_lanes = if tile.units == Units::Vectors { 4 } else { 8 };
-        let bindings = [x.with_lanes(operand_lanes), w.with_lanes(operand_lanes), bias, out.with_lanes(out_lanes)];
+        let w_lanes = if w.dtype.is_quantized() { 1 } else { operand_lanes };
+        let bindings = [x.with_lanes(operand_lanes), w.with_lanes(w_lanes), bias, out.with_lanes(out_lanes)];
         let tiles = u64::from(p.n.div_ceil(tile.columns())) * u64::from(p.m.div_ceil(tile.rows()));
         return b.dispatch(&operands.cooperative(traits, tile, out_lanes), p, &bindings, fold(tiles));
     }
@@ -328,17 +379,21 @@ fn launch(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: [Binding; 4
 
 /// The tile for a product on cooperative matrices, where the device has them and the operands allow it.
 fn cooperative_tile(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: &[Binding; 4]) -> Option<&'static Tile> {
-    let aligned = bindings[..2].iter().all(|operand| operand.start().is_multiple_of(16));
-    if operands.w != DType::F16 || !aligned || !p.x_stride.is_multiple_of(8) {
+    let packed = operands.w.is_quantized();
+    let aligned = |operand: &Binding| operand.start().is_multiple_of(16);
+    if !aligned(&bindings[0]) || !(packed || aligned(&bindings[1])) || !p.x_stride.is_multiple_of(8) {
         return None;
     }
     let usable = |tile: &&Tile| p.k.is_multiple_of(tile.block_k);
-    if let Some(name) = *lock(&b.matmul_tile) {
-        return Tile::all(&b.context.traits).filter(usable).find(|tile| tile.name == name);
+    let all = || Tile::all(&b.context.traits, operands.w);
+    if let Some(name) = *lock(&b.matmul_tile)
+        && all().any(|tile| tile.name == name)
+    {
+        return all().filter(usable).find(|tile| tile.name == name);
     }
     // The first shape that gives every processor of a large device something to do, or the smallest one.
     let groups = |tile: &&Tile| p.m.div_ceil(tile.rows()) * p.n.div_ceil(tile.columns());
-    let tiles = || Tile::all(&b.context.traits).filter(usable);
+    let tiles = || all().filter(usable);
     tiles()
         .find(|tile| groups(tile) >= ENOUGH_GROUPS)
         .or_else(|| tiles().min_by_key(|tile| tile.rows() * tile.columns()))

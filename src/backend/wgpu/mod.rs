@@ -31,6 +31,7 @@ pub mod link;
 mod mass;
 mod matmul;
 mod merge_attention;
+mod pack_kv;
 mod queue;
 mod rms_norm;
 mod rope;
@@ -190,6 +191,7 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     mass::specialisations(traits, &mut list);
     matmul::specialisations(traits, &mut list);
     merge_attention::specialisations(traits, &mut list);
+    pack_kv::specialisations(traits, &mut list);
     rms_norm::specialisations(traits, &mut list);
     rope::specialisations(traits, &mut list);
     score_last_queries::specialisations(traits, &mut list);
@@ -255,7 +257,20 @@ impl Wgpu {
     }
 
     /// Types that matrices can keep.
-    const WEIGHTS: &[DType] = &[DType::F32, DType::F16];
+    const WEIGHTS: &[DType] = &[DType::F32, DType::F16, DType::Q4_0, DType::Q8_0, DType::Q4K, DType::Q6K];
+
+    /// An error where packed weights do not begin as their kernels read them: Q4_K 16 bytes at a time.
+    fn check_packed(op: &'static str, w: &buffer::Binding) -> Result<()> {
+        let align = if w.dtype == DType::Q4K { 16 } else { 2 };
+        match w.dtype.is_quantized() && !w.start().is_multiple_of(align) {
+            true => Err(Error::Unsupported(format!(
+                "{op}: {} blocks that begin at byte {} of a buffer",
+                w.dtype,
+                w.start()
+            ))),
+            false => Ok(()),
+        }
+    }
 
     /// What decides which shaders run.
     pub fn traits(&self) -> &Traits {
@@ -264,7 +279,12 @@ impl Wgpu {
 
     /// Names of the tile shapes that products on cooperative matrices can have here, the default first.
     pub fn matmul_tiles(&self) -> Vec<&'static str> {
-        matmul::Tile::all(&self.context.traits).map(|tile| tile.name).collect()
+        matmul::Tile::all(&self.context.traits, DType::F16).map(|tile| tile.name).collect()
+    }
+
+    /// The same for products with packed weights.
+    pub fn packed_matmul_tiles(&self) -> Vec<&'static str> {
+        matmul::Tile::all(&self.context.traits, DType::Q4K).map(|tile| tile.name).collect()
     }
 
     /// Makes products use one of [`Wgpu::matmul_tiles`] wherever its inner length allows, or the default again.
@@ -377,6 +397,14 @@ impl Backend for Wgpu {
         v_cache: SliceMut<Self>,
     ) -> Result<()> {
         append_kv::append_kv(self, p, k, v, k_cache, v_cache)
+    }
+
+    fn pack_kv(&self, p: &PackKvParams, x: SliceMut<Self>, packed: SliceMut<Self>) -> Result<()> {
+        pack_kv::pack_kv(self, p, x, packed)
+    }
+
+    fn unpack_kv(&self, p: &PackKvParams, packed: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        pack_kv::unpack_kv(self, p, packed, out)
     }
 
     fn score_last_queries(
