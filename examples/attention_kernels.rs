@@ -221,6 +221,25 @@ fn time_steps(b: &Wgpu, a: &Arguments, s: &AttentionShape, q: &Tensor<Wgpu>, k: 
     Ok(())
 }
 
+/// Prints what each kernel of an estimate takes on the device.
+fn time_kernels(b: &Wgpu, mut call: impl FnMut() -> Result<()>) -> Result<()> {
+    call()?;
+    let mut runs = Vec::new();
+    for _ in 0..5 {
+        runs.push(b.time_launches(&mut call)?);
+    }
+    let mut total = 0.0;
+    for i in 0..runs[0].len() {
+        let mut times: Vec<f64> = runs.iter().filter_map(|run| run.get(i).map(|t| t.1)).collect();
+        times.sort_by(f64::total_cmp);
+        let median = times[times.len() / 2];
+        total += median;
+        print!("{} {:.3}, ", runs[0][i].0.split('-').next().unwrap_or_default(), median * 1e3);
+    }
+    println!("together {:.3} ms", total * 1e3);
+    Ok(())
+}
+
 /// Prints what one decoding step takes, over all keys.
 fn time_decoding(b: &Wgpu, a: &Arguments, layer: &Layer, q: &Tensor<Wgpu>, [k, v]: [&Tensor<Wgpu>; 2]) -> Result<()> {
     let s = &layer.0.shape;
@@ -260,6 +279,8 @@ fn main() -> Result<()> {
                 both * 1e3,
                 (both - choosing) * 1e3
             );
+            print!("  ");
+            time_kernels(&b, || estimate(&b, &patterns, s, q.view(), k.view()).map(drop))?;
             let samples: Vec<(usize, usize)> = (0..6)
                 .map(|i| (hash(7, i) as usize % s.n_heads, if i == 0 { n - 1 } else { hash(8, i) as usize % n }))
                 .collect();

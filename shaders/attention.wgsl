@@ -6,9 +6,10 @@
 // walks its row block's ranges in tiles of TILE_K keys from wherever they start, then the tiles of single columns whose
 // keep mask is not empty. Later row blocks have more keys and come first, all heads of a row block together.
 //
-// All arithmetic is f32. Tiles of Q, K and V lie in workgroup memory as f32 too: converting an f16 where it is used would
-// be done again for each of the 8 rows or 4 keys that an invocation has, 3 conversions to 8 multiplications. So that they
-// fit, they come in parts: STEP vec4s of Q and K at a time for the scores, 64 elements of VALUES values for the output.
+// All arithmetic is f32. Tiles of Q, K and V lie in workgroup memory as f16 where they come as f16: that costs three
+// conversions to 8 multiplications, but f32 would take twice its traffic, and on an H100 twice the time. They come in
+// parts, STEP vec4s of Q and K at a time for the scores, 64 elements of VALUES values for the output; each part is read from
+// storage while the one before is multiplied.
 // Relies on build_index: ranges and columns of a row are disjoint, columns lie before the row block.
 //
 // Why no index needs a check: heads and row blocks are below those of the index (the guard on `id`); the ranges of a row
@@ -79,19 +80,25 @@ const LN_2: f32 = 0.6931471805599453;
 const MASKED: f32 = -3e38;
 const LOWEST: f32 = -1e30;
 
-var<workgroup> s_q: array<vec4<f32>, TILE_Q * PITCH>;
+var<workgroup> s_q: array<Staged, TILE_Q * PITCH>;
 // A part of K, or of V.
-var<workgroup> s_kv: array<vec4<f32>, KV_VECS>;
+var<workgroup> s_kv: array<Staged, KV_VECS>;
 var<workgroup> s_p: array<vec${KEYS}<Probability>, TILE_Q * P_PITCH>;
 
 // The log-sum-exp of no key. A variable, because WGSL has no infinite constants.
 var<private> negative_infinity: u32 = 0xff800000u;
 
-// The tile at hand: keys [key0, key_end) of a range, or the columns from column0 on.
+// The tile at hand: keys [key0, key_end) of a range, or the columns from column0 on. Bit j of `allowed`: whether key j of
+// this invocation may be computed at all.
 var<private> key0: u32;
 var<private> key_end: u32;
 var<private> is_columns: bool;
 var<private> column0: u32;
+var<private> allowed: u32;
+// What is left of the row block: ranges, columns.
+var<private> next_range: u32;
+var<private> range_end: u32;
+var<private> next_column: u32;
 
 // The key in place `i` of the tile; places beyond its end repeat a key that exists, because 0 * NaN is not 0.
 fn key_at(i: u32) -> u32 {
@@ -101,54 +108,83 @@ fn key_at(i: u32) -> u32 {
     return min(key0 + i, key_end - 1u);
 }
 
-// Copies STEP vec4s of each query, from vec4 `first` on; rows beyond the last repeat it and are not written.
-fn stage_q(lane: u32, base: u32, row0: u32, first: u32) {
+// What this invocation copies of a part, on its way from storage to workgroup memory while the part before is multiplied.
+//@for i 0 Q_STAGE
+var<private> q_part${i}: vec4<Elem>;
+//@end
+//@for i 0 K_STAGE
+var<private> k_part${i}: vec4<Elem>;
+//@end
+//@for i 0 V_STAGE
+var<private> v_part${i}: vec4<Elem>;
+//@end
+
+// Reads STEP vec4s of each query and each key, from vec4 `first` on; rows beyond the last repeat it and are not written.
+// Slot i takes key (i % 16) * KEYS + i / 16, so that an invocation owns neighbouring keys and its reads hit different
+// banks.
+fn fetch_qk(lane: u32, q_base: u32, k_base: u32, row0: u32, first: u32) {
 //@for i 0 Q_STAGE
     {
         let x = lane + ${i}u * THREADS;
         let d = first + x % STEP;
         let row = min(row0 + x / STEP, p.q_len - 1u) - p.row_first;
-        var value = vec4<Elem>();
+        q_part${i} = vec4<Elem>();
         if d < p.head_dim / 4u {
-            value = q[base + row * (p.q_row_stride / 4u) + d];
-        }
-        if x < TILE_Q * STEP {
-            s_q[x / STEP * PITCH + x % STEP] = vec4<f32>(value);
+            q_part${i} = q[q_base + row * (p.q_row_stride / 4u) + d];
         }
     }
 //@end
-}
-
-// The same of each key. Slot i takes key (i % 16) * KEYS + i / 16, so that an invocation owns neighbouring keys and its reads
-// hit different banks.
-fn stage_k(lane: u32, base: u32, first: u32) {
 //@for i 0 K_STAGE
     {
         let x = lane + ${i}u * THREADS;
         let slot = x / STEP;
         let d = first + x % STEP;
-        var value = vec4<Elem>();
+        k_part${i} = vec4<Elem>();
         if x < TILE_K * STEP && d < p.head_dim / 4u {
-            value = k[base + key_at((slot % 16u) * KEYS + slot / 16u) * (p.k_row_stride / 4u) + d];
-        }
-        if x < TILE_K * STEP {
-            s_kv[slot * PITCH + x % STEP] = vec4<f32>(value);
+            k_part${i} = k[k_base + key_at((slot % 16u) * KEYS + slot / 16u) * (p.k_row_stride / 4u) + d];
         }
     }
 //@end
 }
 
-// 16 vec4s of VALUES values, from vec4 `first` and place `place` on.
-fn stage_v(lane: u32, base: u32, first: u32, place: u32) {
+fn put_qk(lane: u32) {
+//@for i 0 Q_STAGE
+    {
+        let x = lane + ${i}u * THREADS;
+        if x < TILE_Q * STEP {
+            s_q[x / STEP * PITCH + x % STEP] = Staged(q_part${i});
+        }
+    }
+//@end
+//@for i 0 K_STAGE
+    {
+        let x = lane + ${i}u * THREADS;
+        if x < TILE_K * STEP {
+            s_kv[x / STEP * PITCH + x % STEP] = Staged(k_part${i});
+        }
+    }
+//@end
+}
+
+// Reads 16 vec4s of VALUES values, from vec4 `first` and place `place` on.
+fn fetch_v(lane: u32, base: u32, first: u32, place: u32) {
 //@for i 0 V_STAGE
     {
         let x = lane + ${i}u * THREADS;
         let d = first + x % 16u;
-        var value = vec4<Elem>();
+        v_part${i} = vec4<Elem>();
         if d < p.head_dim / 4u {
-            value = v[base + key_at(place + x / 16u) * (p.v_row_stride / 4u) + d];
+            v_part${i} = v[base + key_at(place + x / 16u) * (p.v_row_stride / 4u) + d];
         }
-        s_kv[x / 16u * V_PITCH + x % 16u] = vec4<f32>(value);
+    }
+//@end
+}
+
+fn put_v(lane: u32) {
+//@for i 0 V_STAGE
+    {
+        let x = lane + ${i}u * THREADS;
+        s_kv[x / 16u * V_PITCH + x % 16u] = Staged(v_part${i});
     }
 //@end
 }
@@ -160,6 +196,36 @@ fn kept(base: u32, first: u32) -> u32 {
         return word | keep[base + first / 32u + 1u];
     }
     return (word >> (first % 32u)) & (0xffffffffu >> (32u - min(TILE_K, 32u)));
+}
+
+// Goes to the next tile: false after the last. `tx` is the invocation's place among the keys.
+fn advance(tx: u32, key_limit: u32, keep_base: u32, column_base: u32) -> bool {
+    key0 += TILE_K;
+    while key0 >= key_end && next_range < range_end {
+        key0 = ranges[p.ranges_at + 2u * next_range];
+        key_end = min(ranges[p.ranges_at + 2u * next_range + 1u], key_limit);
+        next_range++;
+    }
+    if key0 < key_end {
+        let mine = key0 + tx * KEYS;
+        allowed = 0u;
+//@for j 0 KEYS
+        allowed |= select(0u, 1u << ${j}u, mine + ${j}u < key_end);
+//@end
+        return true;
+    }
+    is_columns = true;
+    while next_column < 64u * p.column_tiles && kept(keep_base, next_column) == 0u {
+        next_column += TILE_K;
+    }
+    if next_column >= 64u * p.column_tiles {
+        return false;
+    }
+    column0 = column_base + next_column;
+    let bit = next_column + tx * KEYS;
+    allowed = keep[keep_base + bit / 32u] >> (bit % 32u);
+    next_column += TILE_K;
+    return true;
 }
 
 @compute @workgroup_size(THREADS)
@@ -182,8 +248,8 @@ fn main(at: Invocation) {
     let q_base = p.q_at + head * (p.q_head_stride / 4u);
 
     let row = head * p.row_blocks + row_block;
-    var next_range = row_ranges[p.row_ranges_at + 2u * row];
-    let range_end = next_range + row_ranges[p.row_ranges_at + 2u * row + 1u];
+    next_range = row_ranges[p.row_ranges_at + 2u * row];
+    range_end = next_range + row_ranges[p.row_ranges_at + 2u * row + 1u];
     let keep_base = p.keep_at + row * p.column_tiles * 2u;
     let column_base = p.columns_at + head * p.column_tiles * 64u;
     let n_init = window[p.window_at + 2u * head];
@@ -205,35 +271,12 @@ fn main(at: Invocation) {
     key0 = 0u;
     key_end = 0u;
     is_columns = false;
-    var next_column = 0u;
-    loop {
-        // the next tile
-        while key0 >= key_end && next_range < range_end {
-            key0 = ranges[p.ranges_at + 2u * next_range];
-            key_end = min(ranges[p.ranges_at + 2u * next_range + 1u], key_limit);
-            next_range++;
-        }
-        // Bit j: whether key j of this invocation may be computed at all.
-        var allowed = 0u;
-        if key0 < key_end {
-            let mine = key0 + tx * KEYS;
-//@for j 0 KEYS
-            allowed |= select(0u, 1u << ${j}u, mine + ${j}u < key_end);
-//@end
-        } else {
-            is_columns = true;
-            while next_column < 64u * p.column_tiles && kept(keep_base, next_column) == 0u {
-                next_column += TILE_K;
-            }
-            if next_column >= 64u * p.column_tiles {
-                break;
-            }
-            column0 = column_base + next_column;
-            let bit = next_column + tx * KEYS;
-            allowed = keep[keep_base + bit / 32u] >> (bit % 32u);
-            next_column += TILE_K;
-        }
-
+    next_column = 0u;
+    var more = advance(tx, key_limit, keep_base, column_base);
+    if more {
+        fetch_qk(lane, q_base, k_base, row0, 0u);
+    }
+    while more {
         // scores
 //@for i 0 ROWS
 //@for j 0 KEYS
@@ -242,15 +285,19 @@ fn main(at: Invocation) {
 //@end
         for (var first = 0u; first < HEAD_VECS; first += STEP) {
             workgroupBarrier();
-            stage_q(lane, q_base, row0, first);
-            stage_k(lane, k_base, first);
+            put_qk(lane);
             workgroupBarrier();
+            if first + STEP < HEAD_VECS {
+                fetch_qk(lane, q_base, k_base, row0, first + STEP);
+            } else {
+                fetch_v(lane, v_base, 0u, 0u);
+            }
             for (var d = 0u; d < STEP; d++) {
 //@for j 0 KEYS
-                let k${j} = s_kv[(tx + ${16*j}u) * PITCH + d];
+                let k${j} = vec4<f32>(s_kv[(tx + ${16*j}u) * PITCH + d]);
 //@end
 //@for i 0 ROWS
-                let q${i} = s_q[(ty * ROWS + ${i}u) * PITCH + d];
+                let q${i} = vec4<f32>(s_q[(ty * ROWS + ${i}u) * PITCH + d]);
 //@for j 0 KEYS
                 s${i}_${j} = fma(q${i}.x, k${j}.x, fma(q${i}.y, k${j}.y, fma(q${i}.z, k${j}.z, fma(q${i}.w, k${j}.w, s${i}_${j}))));
 //@end
@@ -311,15 +358,25 @@ fn main(at: Invocation) {
 //@for n 0 OUT_VECS
         for (var place = 0u; place < TILE_K; place += VALUES) {
             workgroupBarrier();
-            stage_v(lane, v_base, ${16*n}u, place);
+            put_v(lane);
             workgroupBarrier();
+            let last = place + VALUES >= TILE_K && ${n+1}u >= OUT_VECS;
+            if last {
+                more = advance(tx, key_limit, keep_base, column_base);
+            }
+            if !last {
+                let wraps = place + VALUES >= TILE_K;
+                fetch_v(lane, v_base, select(${16*n}u, ${16*(n+1)}u, wraps), select(place + VALUES, 0u, wraps));
+            } else if more {
+                fetch_qk(lane, q_base, k_base, row0, 0u);
+            }
             for (var i = 0u; i < VALUES / KEYS; i++) {
 //@for i 0 ROWS
                 let p${i} = vec${KEYS}<f32>(s_p[(ty * ROWS + ${i}u) * P_PITCH + place / KEYS + i]);
 //@end
 //@for j 0 KEYS
                 {
-                    let value = s_kv[(i * KEYS + ${j}u) * V_PITCH + tx];
+                    let value = vec4<f32>(s_kv[(i * KEYS + ${j}u) * V_PITCH + tx]);
 //@for i 0 ROWS
                     o${i}_${n} = fma(vec4<f32>(p${i}[${j}]), value, o${i}_${n});
 //@end
@@ -328,7 +385,6 @@ fn main(at: Invocation) {
             }
         }
 //@end
-        key0 += TILE_K;
     }
 
     // output

@@ -85,7 +85,7 @@ fn main(at: Invocation) {
         let tile_start = tile_key;
         let tile_first = tile_from;
         let tile_end = tile_to;
-        let column_bits = tile_bits;
+        let column_bits = tile_bits0;
         let busy = select(tile_first < tile_end, column_bits != 0u, in_columns);
         workgroupBarrier();
         more = advance(block);

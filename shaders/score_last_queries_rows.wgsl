@@ -1,8 +1,8 @@
 // Pass 1 of score_last_queries: the largest score of each of the last queries, and the sum of exponentials under it, over
 // one span of SPAN_TILES * 64 keys. The scores are computed again in pass 3: storing them would take 64 * 4 bytes a key.
 //
-// One group of 128: one head and one span. An invocation keeps its own maximum and sum of 8 rows x 4 keys a tile, and the
-// 16 that share a row merge them at the end.
+// One group of 128: one head and one span. An invocation keeps its own maximum and sum of each of its rows, and those that
+// share a row merge them at the end.
 struct Params {
     // heads of this dispatch; query heads per KV head, and the first head's place among those of its KV head
     heads: u32,
@@ -28,32 +28,16 @@ struct Params {
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> plan: array<u32>; // [heads, 4]
-@group(0) @binding(1) var<storage, read> q: array<vec4<Elem>>; // [heads, last_q, head_dim] under strides
-@group(0) @binding(2) var<storage, read> k: array<vec4<Elem>>; // [kv_heads, kv_len, head_dim] under strides
 @group(0) @binding(3) var<storage, read_write> part: array<vec2<f32>>; // [heads, spans, 64] maximum, sum; base 2
 
 const LOG2_E: f32 = 1.4426950408889634;
 const MASKED: f32 = -3e38;
 const LOWEST: f32 = -1e30;
 
-var<workgroup> s_merge: array<vec2<f32>, 64u * 17u>;
+var<workgroup> s_merge: array<vec2<f32>, 64u * (LANES_ROW + 1u)>;
 var<private> q_base: u32;
 var<private> k_base: u32;
 var<private> key0: u32;
-
-fn load_a(row: u32, d: u32) -> vec4<f32> {
-    if row >= p.last_q || d >= p.head_dim / 4u {
-        return vec4<f32>();
-    }
-    return vec4<f32>(q[q_base + row * (p.q_row_stride / 4u) + d]);
-}
-
-fn load_b(column: u32, d: u32) -> vec4<f32> {
-    if key0 + column >= p.kv_len || d >= p.head_dim / 4u {
-        return vec4<f32>();
-    }
-    return vec4<f32>(k[k_base + (key0 + column) * (p.k_row_stride / 4u) + d]);
-}
 
 @compute @workgroup_size(128)
 fn main(at: Invocation) {
@@ -63,46 +47,58 @@ fn main(at: Invocation) {
     if head >= p.heads || plan[p.plan_at + 4u * head] != VERTICAL_SLASH {
         return;
     }
-    let tx = at.lane % 16u;
-    let ty = at.lane / 16u;
+    let lane = tile_lane(at);
     q_base = p.q_at + head * (p.q_head_stride / 4u);
     k_base = p.k_at + (p.head_in_group + head) / p.group_size * (p.k_head_stride / 4u);
     let scale = p.scale * LOG2_E;
+    start_tiles(at);
     let key_end = min((span + 1u) * SPAN_TILES * 64u, p.kv_len);
 
-//@for i 0 8
+//@for i 0 ROWS_MINE
     var m${i} = LOWEST;
     var l${i} = 0.0;
 //@end
     for (key0 = span * SPAN_TILES * 64u; key0 < key_end; key0 += 64u) {
-        let tile = dot_tile(at.lane);
-        let keys = vec4<u32>(key0 + 4u * tx) + vec4<u32>(0u, 1u, 2u, 3u);
-//@for i 0 8
+        let tile = score_tile(at);
+//@for x 0 VECS_MINE
+        let columns${x} = tile_columns(lane, ${x}u);
+        let keys${x} = columns${x} + vec4<u32>(key0);
+//@end
+//@for i 0 ROWS_MINE
         {
             // Causal; that bounds keys too, because positions are below kv_len.
-            let s = select(vec4<f32>(MASKED), tile[${i}] * scale, keys <= vec4<u32>(p.first_position + 8u * ty + ${i}u));
-            let m = max(m${i}, max(max(s.x, s.y), max(s.z, s.w)));
-            l${i} = l${i} * exp2(m${i} - m) + dot(exp2(s - m), vec4<f32>(1.0));
+            let last = vec4<u32>(p.first_position + tile_row(lane, ${i}u));
+            var top = vec4<f32>(MASKED);
+//@for x 0 VECS_MINE
+            let s${x} = select(vec4<f32>(MASKED), tile[${i*VECS_MINE+x}] * scale, keys${x} <= last);
+            top = max(top, s${x});
+//@end
+            let m = max(m${i}, max(max(top.x, top.y), max(top.z, top.w)));
+            var sum = vec4<f32>();
+//@for x 0 VECS_MINE
+            sum += exp2(s${x} - m);
+//@end
+            l${i} = l${i} * exp2(m${i} - m) + dot(sum, vec4<f32>(1.0));
             m${i} = m;
         }
 //@end
     }
 
-    // merge the 16 of a row
-//@for i 0 8
-    s_merge[(8u * ty + ${i}u) * 17u + tx] = vec2<f32>(m${i}, l${i});
+    // merge those of a row
+//@for i 0 ROWS_MINE
+    s_merge[tile_row(lane, ${i}u) * (LANES_ROW + 1u) + tile_share(lane)] = vec2<f32>(m${i}, l${i});
 //@end
     workgroupBarrier();
-    if at.lane < 64u {
+    if lane < 64u {
         var m = LOWEST;
-        for (var x = 0u; x < 16u; x++) {
-            m = max(m, s_merge[at.lane * 17u + x].x);
+        for (var x = 0u; x < LANES_ROW; x++) {
+            m = max(m, s_merge[lane * (LANES_ROW + 1u) + x].x);
         }
         var l = 0.0;
-        for (var x = 0u; x < 16u; x++) {
-            let one = s_merge[at.lane * 17u + x];
+        for (var x = 0u; x < LANES_ROW; x++) {
+            let one = s_merge[lane * (LANES_ROW + 1u) + x];
             l += one.y * exp2(one.x - m);
         }
-        part[p.part_at + id * 64u + at.lane] = vec2<f32>(m, l);
+        part[p.part_at + id * 64u + lane] = vec2<f32>(m, l);
     }
 }

@@ -32,8 +32,6 @@ struct Params {
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> plan: array<u32>; // [heads, 4]
-@group(0) @binding(1) var<storage, read> q: array<vec4<Elem>>; // [heads, last_q, head_dim] under strides
-@group(0) @binding(2) var<storage, read> k: array<vec4<Elem>>; // [kv_heads, kv_len, head_dim] under strides
 @group(0) @binding(3) var<storage, read> stats: array<vec2<f32>>; // [heads, 64] maximum, 1 / sum
 @group(0) @binding(4) var<storage, read_write> column_score: array<f32>; // [heads, kv_len]
 @group(0) @binding(5) var<storage, read_write> offset_score: array<f32>; // [heads, kv_len]
@@ -47,20 +45,6 @@ var<workgroup> s_carry: array<f32, 64>;
 var<private> q_base: u32;
 var<private> k_base: u32;
 var<private> key0: u32;
-
-fn load_a(row: u32, d: u32) -> vec4<f32> {
-    if row >= p.last_q || d >= p.head_dim / 4u {
-        return vec4<f32>();
-    }
-    return vec4<f32>(q[q_base + row * (p.q_row_stride / 4u) + d]);
-}
-
-fn load_b(column: u32, d: u32) -> vec4<f32> {
-    if key0 + column >= p.kv_len || d >= p.head_dim / 4u {
-        return vec4<f32>();
-    }
-    return vec4<f32>(k[k_base + (key0 + column) * (p.k_row_stride / 4u) + d]);
-}
 
 // Sum over the tile of diagonal d: the keys key0 + c with c = d - (last_q - 1 - a) for row a.
 fn diagonal_sum(d: u32) -> f32 {
@@ -83,52 +67,59 @@ fn main(at: Invocation) {
     if head >= p.heads || plan[p.plan_at + 4u * head] != VERTICAL_SLASH {
         return;
     }
-    let tx = at.lane % 16u;
-    let ty = at.lane / 16u;
+    let lane = tile_lane(at);
     q_base = p.q_at + head * (p.q_head_stride / 4u);
     k_base = p.k_at + (p.head_in_group + head) / p.group_size * (p.k_head_stride / 4u);
     let scale = p.scale * LOG2_E;
+    start_tiles(at);
     let last_position = p.first_position + p.last_q - 1u;
     let own_start = span * SPAN_TILES * 64u;
     let own_end = min(own_start + SPAN_TILES * 64u, p.kv_len);
     let out_base = head * p.kv_len;
-//@for i 0 8
-    let stats${i} = stats[p.stats_at + head * 64u + 8u * ty + ${i}u];
+//@for i 0 ROWS_MINE
+    let stats${i} = stats[p.stats_at + head * 64u + tile_row(lane, ${i}u)];
 //@end
-    if at.lane < 64u {
-        s_carry[at.lane] = 0.0;
+    if lane < 64u {
+        s_carry[lane] = 0.0;
     }
 
     for (key0 = own_start - min(own_start, 64u); key0 < own_end; key0 += 64u) {
-        // probabilities; dot_tile's barriers keep them apart from the sums of the tile before
-        let tile = dot_tile(at.lane);
-        let keys = vec4<u32>(key0 + 4u * tx) + vec4<u32>(0u, 1u, 2u, 3u);
-//@for i 0 8
+        // probabilities; score_tile's barriers keep them apart from the sums of the tile before
+        let tile = score_tile(at);
+//@for x 0 VECS_MINE
+        let columns${x} = tile_columns(lane, ${x}u);
+        let keys${x} = columns${x} + vec4<u32>(key0);
+//@end
+//@for i 0 ROWS_MINE
         {
-            let row = 8u * ty + ${i}u;
-            let seen = keys <= vec4<u32>(p.first_position + row) & vec4<bool>(row < p.last_q);
-            let e = select(vec4<f32>(), exp2(tile[${i}] * scale - stats${i}.x) * stats${i}.y, seen);
+            let row = tile_row(lane, ${i}u);
+//@for x 0 VECS_MINE
+            {
+                let seen = keys${x} <= vec4<u32>(p.first_position + row) & vec4<bool>(row < p.last_q);
+                let e = select(vec4<f32>(), exp2(tile[${i*VECS_MINE+x}] * scale - stats${i}.x) * stats${i}.y, seen);
 //@for j 0 4
-            s_p[row * P_PITCH + 4u * tx + ${j}u] = e[${j}];
+                s_p[row * P_PITCH + columns${x}[${j}]] = e[${j}];
+//@end
+            }
 //@end
         }
 //@end
         workgroupBarrier();
 
         // columns
-        let key = key0 + at.lane;
-        if at.lane < 64u && key >= own_start && key < own_end {
+        let key = key0 + lane;
+        if lane < 64u && key >= own_start && key < own_end {
             var sum = 0.0;
             for (var a = 0u; a < p.last_q; a++) {
-                sum += s_p[a * P_PITCH + at.lane];
+                sum += s_p[a * P_PITCH + lane];
             }
             column_score[p.column_score_at + out_base + key] = sum;
         }
 
         // diagonals
-        var sum = diagonal_sum(at.lane);
-        if at.lane < 64u {
-            sum += s_carry[at.lane];
+        var sum = diagonal_sum(lane);
+        if lane < 64u {
+            sum += s_carry[lane];
             if key >= own_start && key < own_end {
                 // No query sees an offset past the last position: those get zero.
                 let offset = select(key, last_position - key, key <= last_position);
@@ -136,8 +127,8 @@ fn main(at: Invocation) {
             }
         }
         workgroupBarrier();
-        if at.lane >= 64u {
-            s_carry[at.lane - 64u] = sum;
+        if lane >= 64u {
+            s_carry[lane - 64u] = sum;
         }
     }
 }

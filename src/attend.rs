@@ -155,6 +155,52 @@ pub fn attend_file<B: Backend>(b: &B, options: &AttendOptions) -> Result<AttendR
     })
 }
 
+/// A head's attention and what a pattern computes of it.
+#[derive(Clone, Debug)]
+pub struct HeadMap {
+    /// `[side][side]`, queries downwards: the attention mass of each cell, the mean over a few rows of it; each row of
+    /// cells sums to 1.
+    pub attention: Vec<Vec<f64>>,
+    /// The head's index.
+    pub index: HostIndex,
+}
+
+/// The attention of one head of a file, and what `options.mode` computes of it.
+pub fn head_map<B: Backend>(b: &B, options: &AttendOptions, head: usize, side: usize) -> Result<HeadMap> {
+    const ROWS: usize = 4;
+    let layer = Layer::read(b, &options.input)?;
+    let s = layer.shape;
+    if head >= s.n_heads {
+        return Err(Error::invalid(format!("head {head}: the file has {} heads", s.n_heads)));
+    }
+    let Source::Patterns(patterns) = layer.source(options)? else {
+        return Err(Error::invalid("a map is drawn of patterns, not of given sets"));
+    };
+    let part = HeadGroup::new(&s, head..head + 1);
+    let (q, k) = (part.q(layer.q.view()), part.k(layer.k.view()));
+    let index = choose(b, &patterns[head..head + 1], &part.shape, q, k)?.build(b)?.to_host(b)?;
+    let (q, k) = (q.to_f32(b)?, k.to_f32(b)?);
+    let mut attention = vec![vec![0.0; side]; side];
+    for (r, cells) in attention.iter_mut().enumerate() {
+        for sample in 0..ROWS {
+            let query = ((2 * (ROWS * r + sample) + 1) * s.q_len / (2 * ROWS * side)).min(s.q_len - 1);
+            let row = &q[query * s.q_stride[0]..][..s.head_dim];
+            let scores: Vec<f32> = (0..=s.q_start + query)
+                .map(|j| {
+                    let key = &k[j * s.k_stride[0]..][..s.head_dim];
+                    s.scale * row.iter().zip(key).map(|(a, b)| a * b).sum::<f32>()
+                })
+                .collect();
+            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let total: f64 = scores.iter().map(|x| f64::from(x - max).exp()).sum();
+            for (j, x) in scores.iter().enumerate() {
+                cells[j * side / s.kv_len] += f64::from(x - max).exp() / total / ROWS as f64;
+            }
+        }
+    }
+    Ok(HeadMap { attention, index })
+}
+
 /// q, k and v of one layer on a device, under the shape's strides.
 pub(crate) struct Layer<B: Backend> {
     pub shape: AttentionShape,

@@ -15,6 +15,7 @@
 //! # Ok::<(), minference::Error>(())
 //! ```
 
+mod context;
 mod plan;
 
 pub use plan::MemoryPlan;

@@ -83,6 +83,7 @@ pub mod estimate;
 pub mod eval;
 pub(crate) mod files;
 pub mod index;
+pub mod insight;
 pub mod model;
 pub mod ops;
 pub mod pattern;

@@ -195,6 +195,103 @@ fn write_scene(path: &Path, scene: &Scene) -> Result<()> {
     crate::files::write(path, &bytes)
 }
 
+/// Draws a head's attention, and beside it what an index computes of it in blue over the same, into a `.png` or `.svg` file:
+/// the form of the paper's figures. `computed` is of [`index_map`]; both have the same side.
+pub fn save_head(path: &Path, attention: &[Vec<f64>], computed: &[Vec<Option<f64>>]) -> Result<()> {
+    let side = attention.len();
+    // Darker by powers of two, 2^-14 of a row and less is white.
+    let grey = |mass: f64| if mass > 0.0 { ((14.0 + mass.log2()) / 14.0).clamp(0.0, 1.0) } else { 0.0 };
+    let pixel = |r: usize, c: usize, overlay: bool| -> [u8; 3] {
+        let Some(share) = computed[r][c] else { return [255; 3] };
+        let dark = 255.0 * (1.0 - grey(attention[r][c]));
+        let over = if overlay { share.sqrt() * 0.55 } else { 0.0 };
+        [40.0, 90.0, 230.0].map(|blue| (dark * (1.0 - over) + blue * over) as u8)
+    };
+    let panel = |overlay: bool| (0..side).map(move |r| (0..side).map(|c| pixel(r, c, overlay)).collect::<Vec<_>>());
+    let panels = [panel(false).collect::<Vec<_>>(), panel(true).collect()];
+    let (cell, gap) = (4, 16);
+    let width = 2 * side * cell + gap;
+    match path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase().as_str() {
+        "png" => {
+            let mut pixels = Vec::with_capacity(3 * width * side * cell);
+            for y in 0..side * cell {
+                for (i, rows) in panels.iter().enumerate() {
+                    rows[y / cell].iter().for_each(|p| (0..cell).for_each(|_| pixels.extend_from_slice(p)));
+                    if i == 0 {
+                        pixels.extend(std::iter::repeat_n(255, 3 * gap));
+                    }
+                }
+            }
+            crate::files::write(path, &png(width, side * cell, &pixels))
+        }
+        "svg" => {
+            let height = side * cell;
+            let mut out = format!(
+                "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" shape-rendering=\"crispEdges\">\n"
+            );
+            for (i, rows) in panels.iter().enumerate() {
+                for (r, row) in rows.iter().enumerate() {
+                    // Runs of one colour are one rectangle.
+                    let mut c = 0;
+                    while c < side {
+                        let run = row[c..].iter().take_while(|p| **p == row[c]).count();
+                        let [red, green, blue] = row[c];
+                        if row[c] != [255; 3] {
+                            out += &format!(
+                                "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{cell}\" fill=\"#{red:02x}{green:02x}{blue:02x}\"/>\n",
+                                i * (side * cell + gap) + c * cell,
+                                r * cell,
+                                run * cell
+                            );
+                        }
+                        c += run;
+                    }
+                }
+            }
+            crate::files::write(path, (out + "</svg>\n").as_bytes())
+        }
+        other => Err(Error::invalid(format!("plot {}: expected .png or .svg, found {other:?}", path.display()))),
+    }
+}
+
+/// An RGB image as PNG, its data stored and not compressed.
+fn png(width: usize, height: usize, pixels: &[u8]) -> Vec<u8> {
+    let crc = |bytes: &[u8]| {
+        !bytes.iter().fold(!0u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
+        })
+    };
+    let mut out = vec![0x89, b'P', b'N', b'G', 13, 10, 26, 10];
+    let mut chunk = |kind: &[u8; 4], data: &[u8]| {
+        out.extend((data.len() as u32).to_be_bytes());
+        let body = [&kind[..], data].concat();
+        out.extend(&body);
+        out.extend(crc(&body).to_be_bytes());
+    };
+    let size = [(width as u32).to_be_bytes(), (height as u32).to_be_bytes()].concat();
+    chunk(b"IHDR", &[&size[..], &[8, 2, 0, 0, 0]].concat());
+    // Each line begins with its filter: none.
+    let raw: Vec<u8> = pixels.chunks_exact(3 * width).flat_map(|line| [&[0], line].concat()).collect();
+    let mut data = vec![0x78, 1];
+    let blocks = raw.chunks(65_535);
+    let last = blocks.len().saturating_sub(1);
+    for (i, block) in blocks.enumerate() {
+        let len = block.len() as u16;
+        data.push(u8::from(i == last));
+        data.extend(len.to_le_bytes());
+        data.extend((!len).to_le_bytes());
+        data.extend(block);
+    }
+    let [a, b] = raw.iter().fold([1u32, 0], |[a, b], byte| {
+        let a = (a + u32::from(*byte)) % 65_521;
+        [a, (b + a) % 65_521]
+    });
+    data.extend((b << 16 | a).to_be_bytes());
+    chunk(b"IDAT", &data);
+    chunk(b"IEND", &[]);
+    out
+}
+
 /// Which part of a head's attention map an index computes: `[side][side]` cells, queries downwards, keys to the right,
 /// each the share of its causal pairs; `None` where a cell has none (above the diagonal).
 ///
@@ -299,6 +396,23 @@ mod tests {
         assert_eq!(map[2], [one, Some(0.0), one, None]);
         assert_eq!(terminal_map(&map, false), ["█▒  ", "█.▒▒"]);
         assert!(terminal_map(&map, true)[0].contains('▄'));
+    }
+
+    #[test]
+    fn heads_are_drawn_as_png_and_svg() {
+        let dir = tempfile::tempdir().unwrap();
+        let attention = vec![vec![1.0, 0.0], vec![0.5, 0.5]];
+        let computed = vec![vec![Some(1.0), None], vec![Some(0.0), Some(1.0)]];
+        let path = |name: &str| dir.path().join(name);
+        save_head(&path("a.png"), &attention, &computed).unwrap();
+        let bytes = std::fs::read(path("a.png")).unwrap();
+        // The known CRC of an empty IEND, and the lengths of 32 x 8 pixels stored.
+        assert!(bytes.ends_with(&[0, 0, 0, 0, b'I', b'E', b'N', b'D', 0xae, 0x42, 0x60, 0x82]));
+        assert_eq!(bytes.len(), 8 + 25 + 12 + (2 + 5 + 8 * 97 + 4) + 12);
+        save_head(&path("a.svg"), &attention, &computed).unwrap();
+        let svg = std::fs::read_to_string(path("a.svg")).unwrap();
+        assert_eq!(svg.matches("<rect").count(), 5, "runs of one colour are joined: {svg}");
+        assert!(save_head(&path("a.gif"), &attention, &computed).is_err());
     }
 
     #[test]

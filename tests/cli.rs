@@ -384,6 +384,47 @@ fn an_interrupt_ends_with_one_line() {
     assert_eq!(stderr(&output), "error: interrupted\n");
 }
 
+#[test]
+fn an_interrupted_evaluation_keeps_and_shows_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r.json");
+    let child = program()
+        .args([
+            "eval",
+            "needle",
+            "--model",
+            "needle",
+            "--device",
+            "cpu",
+            "--lengths",
+            "512,256K",
+            "--depths",
+            "1",
+            "-q",
+        ])
+        .args(["--chunk", "4096", "--out", text(&out)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The short prompt's two rows come soon; the long one takes this machine an hour.
+    let rows = || -> Vec<Value> {
+        let file = std::fs::read(&out).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        file.and_then(|file| file["rows"].as_array().cloned()).unwrap_or_default()
+    };
+    let start = std::time::Instant::now();
+    while rows().len() < 2 && start.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "error: interrupted\n");
+    assert!(stdout(&output).contains("code, dense: 100.0 % of 1"), "{}", stdout(&output));
+    let kept: Vec<u64> = rows().iter().map(|row| row["length"].as_u64().unwrap()).collect();
+    assert_eq!(kept, [512, 512]);
+}
+
 // ---- what it refuses ----
 
 #[test]
@@ -399,11 +440,9 @@ fn bad_usage_is_one_line_with_status_2() {
 
 #[test]
 fn flags_of_later_versions_are_refused_by_name() {
-    for flag in ["--kv-in", "--kv-out", "--question", "--report", "--verify", "--skip-softmax"] {
+    for flag in ["--skip-softmax"] {
         refused(&["run", "--model", "needle", "--prompt", "x", flag, "y"], &[flag, "not built yet"]);
     }
-    refused(&["run", "--model", "needle", "--prompt", "x", "--attention", "auto"], &["auto", "not built yet"]);
-    refused(&["search"], &["search", "not built yet"]);
 }
 
 #[test]
@@ -412,7 +451,10 @@ fn unknown_patterns_are_refused_with_the_known_ones() {
     refused(&["run", "--model", "needle", "--prompt", "x", "--attention", "sliding:4"], &says);
     refused(&["attend", "--input", "nothing.safetensors", "--pattern", "sliding:4"], &says);
     refused(&["run", "--model", "needle", "--prompt", "x", "--attention", "a_shape:1"], &["a_shape:N_INIT:N_LOCAL"]);
-    refused(&["run", "--model", "needle", "--prompt", "x", "--attention", "flex:0.9"], &["flex", "not built yet"]);
+    refused(
+        &["run", "--model", "needle", "--prompt", "x", "--attention", "xattention:8:0.9"],
+        &["xattention", "not built yet"],
+    );
 }
 
 #[test]
@@ -740,4 +782,64 @@ fn bench_prefill_times_random_weights_behind_a_cached_context() {
         &["bench", "prefill", "--device", "cpu", "--model", model, "--weight-type", "f16", "--lengths", "4097"],
         &["4097", "4096"],
     );
+}
+
+#[test]
+fn a_context_is_kept_and_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let document = " The secret code of Eve is 493821. The secret code of Ivy is 120574. It was late.";
+    let question =
+        |name: &str| format!(" Question: What is the secret code of {name}? Answer: The secret code of {name} is ");
+    let (eve, ivy, kv, html) = (question("Eve"), question("Ivy"), at("c.kv"), at("r.html"));
+    let base = ["run", "--model", "needle", "--device", "cpu", "--max-new-tokens", "6", "--json"];
+    let with = |more: &[&str]| json_of(&[&base[..], more].concat());
+    let asked = with(&[
+        "--prompt",
+        document,
+        "--question",
+        &eve,
+        "--question",
+        &ivy,
+        "--kv-out",
+        &kv,
+        "--verify",
+        "--report",
+        &html,
+    ]);
+    assert!(asked["questions"][0]["generated_text"].as_str().unwrap().starts_with("493821"), "{asked}");
+    assert!(asked["questions"][1]["generated_text"].as_str().unwrap().starts_with("120574"), "{asked}");
+    let page = std::fs::read_to_string(&html).unwrap();
+    assert!(page.contains("<table>") && page.contains("1.000"), "{page}");
+    // The same from the file, and as one prompt.
+    let again = with(&["--kv-in", &kv, "--question", &ivy]);
+    assert_eq!(again["questions"][0]["generated_ids"], asked["questions"][1]["generated_ids"]);
+    assert_eq!(again["context_tokens"], asked["context_tokens"]);
+    let behind = with(&["--kv-in", &kv, "--prompt", &eve]);
+    assert_eq!(behind["generated_ids"], asked["questions"][0]["generated_ids"]);
+    refused(&["run", "--model", "needle", "--kv-in", &kv], &["--kv-in", "--question"]);
+    std::fs::write(at("bad.kv"), b"no").unwrap();
+    refused(&["run", "--model", "needle", "--device", "cpu", "--kv-in", &at("bad.kv"), "--prompt", "x"], &["bad.kv"]);
+}
+
+#[test]
+fn a_search_writes_patterns_that_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (file, html) = (at("p.json"), at("r.html"));
+    let search = ["search", "--model", "needle", "--device", "cpu", "--length", "1500", "--objective", "recall"];
+    let found = json_of(&[&search[..], &["--output", &file, "--report", &html, "--json"]].concat());
+    assert_eq!(found["choices"].as_array().unwrap().len(), 4);
+    assert!(!dir.path().join("p.partial").exists());
+    // Its first layer is almost uniform.
+    assert!(found["choices"][0].as_array().unwrap().iter().all(|c| c["pattern"] == "dense"), "{found}");
+    assert!(std::fs::read_to_string(&html).unwrap().matches("<canvas").count() == 16);
+    let mode = format!("config:{file}");
+    let run =
+        json_of(&["run", "--model", "needle", "--device", "cpu", "--prompt", "Hello", "--attention", &mode, "--json"]);
+    assert_eq!(run["attention"], "config");
+    // Records of another search are not mixed in.
+    std::fs::write(dir.path().join("p.partial"), r#"{"key": "another", "prompts": [{}]}"#).unwrap();
+    refused(&[&search[..], &["--output", &file]].concat(), &["p.partial", "other settings"]);
+    refused(&[&search[..], &["--output", &file, "--recall", "2"]].concat(), &["--recall", "2"]);
 }

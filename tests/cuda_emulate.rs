@@ -25,7 +25,12 @@ fn check(stem: &str, program: &str, defines: &[(&str, &str)], files: &[PathBuf])
     std::fs::write(&source, text).unwrap();
     let compiler = std::env::var("CXX").unwrap_or("g++".into());
     let mut command = Command::new(&compiler);
-    command.args(["-O2", "-std=c++17", "-w", "-I", ROOT]).arg(&source).arg("-o").arg(&binary);
+    // Products and sums are fused as the compiler for the device fuses them.
+    command
+        .args(["-O2", "-std=c++17", "-march=native", "-ffp-contract=fast", "-w", "-I", ROOT])
+        .arg(&source)
+        .arg("-o")
+        .arg(&binary);
     command.args(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
     let built = match command.output() {
         Ok(output) => output,

@@ -25,7 +25,7 @@ const ORDER: &[&[&str]] = &[
     &["model"],
     &["embedded"],
     &["engine"],
-    &["search", "eval", "bench"],
+    &["search", "insight", "eval", "bench"],
     &["cli"],
 ];
 

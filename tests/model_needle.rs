@@ -363,7 +363,7 @@ fn bad_prompts_are_refused_by_value() {
 }
 
 /// Within its native length a model with dual chunk attention runs as any other; beyond it is another model, which
-/// `tests/dual_chunk.rs` judges.
+/// `tests/positions.rs` judges.
 #[test]
 fn dual_chunk_attention_changes_nothing_within_the_native_length() {
     let mut config: Value = serde_json::from_str(&config_json()).unwrap();

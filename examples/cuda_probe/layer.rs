@@ -3,9 +3,10 @@
 use crate::attention::{DIM, HEADS, KV_HEADS, Layer};
 use crate::open;
 use crate::timing::{Rng, gbps, row, tflops, time};
-use minference::attention::attend;
+use minference::attention::attend_or_dense;
 use minference::backend::Backend;
 use minference::backend::cuda::Cuda;
+use minference::backend::params::HeadPlan;
 use minference::ops::{self, HeadBand, MatmulInto, Rope};
 use minference::pattern::HeadPattern;
 use minference::tensor::Tensor;
@@ -38,11 +39,35 @@ pub fn estimate() -> Result<()> {
                 format!("index {index:.3} ms, density {density:.4}"),
             );
         }
+        steps(&b, &layer)?;
         let sets: Vec<_> = (0..heads).map(|h| minference::bench::bands(n, 1000, 6096, h)).collect();
         let (columns, offsets): (Vec<_>, Vec<_>) = sets.into_iter().unzip();
         let density = estimate::from_sets(&b, &columns, &offsets, shape)?.density(&b)?;
         let t = time(&b, || estimate::from_sets(&b, &columns, &offsets, shape).map(drop))?;
         row(&format!("from sets, bands 1000:6096 (with upload), {n}"), t, format!("density {density:.4}"));
+    }
+    Ok(())
+}
+
+/// The steps of a choice by themselves.
+fn steps(b: &Cuda, layer: &Layer) -> Result<()> {
+    let (shape, heads, keys) = (&layer.shape, layer.shape.n_heads, layer.shape.kv_len);
+    let plan: Vec<u32> = (0..heads).flat_map(|_| [HeadPlan::VERTICAL_SLASH, 1000, 6096, 0]).collect();
+    let plan = Tensor::from_slice(b, DType::U32, [heads, 4], &plan)?;
+    let mut columns = Tensor::alloc(b, DType::F32, [heads, keys])?;
+    let mut offsets = Tensor::alloc(b, DType::F32, [heads, keys])?;
+    let t = time(b, || {
+        let (q, k) = (layer.q.view(), layer.k.view());
+        ops::score_last_queries(b, shape, plan.view(), q, k, columns.view_mut(), offsets.view_mut())
+    })?;
+    let flop = 4.0 * 64.0 * DIM as f64 * (heads * keys) as f64;
+    row(&format!("score_last_queries, {heads} heads, {keys}"), t, tflops(flop, t));
+    for (count, forced) in [(1000, 30), (6096, 100)] {
+        let counts = Tensor::from_slice(b, DType::U32, [heads], &vec![count as u32; heads])?;
+        let mut chosen = Tensor::alloc(b, DType::U32, [heads, count])?;
+        let scores = if count == 1000 { columns.view() } else { offsets.view() };
+        let t = time(b, || ops::select_top_k(b, scores, counts.view(), forced, chosen.view_mut()))?;
+        row(&format!("select_top_k {count}, {heads} heads, {keys}"), t, String::new());
     }
     Ok(())
 }
@@ -59,7 +84,7 @@ pub fn layer(lengths: &[usize]) -> Result<()> {
             let patterns = vec![pattern.parse::<HeadPattern>()?; HEADS];
             let mut once = || {
                 let (q, k, v) = (layer.q.view(), layer.k.view(), layer.v.view());
-                attend(&b, &patterns, &layer.shape, q, k, v, out.view_mut(), None)
+                attend_or_dense(&b, &patterns, &layer.shape, [q, k, v], out.view_mut(), None, b.dense_above())
             };
             let t = time(&b, || once().map(drop))?;
             let density = once()?.density(&b)?;

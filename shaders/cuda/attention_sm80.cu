@@ -179,9 +179,10 @@ attention_sm80(const AttentionParams p,
             for (int j = 0; j < 8; j++) m = fmaxf(m, fmaxf(x.s[j][2 * h], x.s[j][2 * h + 1]));
             m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
             m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-            const float shifted = m * scale;
+            const float shifted = __fmul_rn(m, scale);
             if (__any_sync(~0u, m > x.top[h])) {        // a new maximum is rare after the first tiles
-                const float fade = exp2_fast(x.top[h] * scale - shifted);
+                // Not fused: what is left of -1e30 * scale after rounding is huge, where both maxima are the first.
+                const float fade = exp2_fast(__fmul_rn(x.top[h], scale) - shifted);
                 x.sum[h] *= fade;
                 #pragma unroll
                 for (int j = 0; j < 2 * STEPS; j++) { x.o[j][2 * h] *= fade; x.o[j][2 * h + 1] *= fade; }

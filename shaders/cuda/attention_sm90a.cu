@@ -9,7 +9,8 @@
 // through a ring. A pair carries the position of each tile's first key and one 64-bit mask per tile and block.
 //
 // A consumer runs 128 keys at a time:  S(next) = Q K^T  and  O += P V(current)  are issued together, and the softmax of
-// `next` runs under the latter. Where both blocks use a pair they take turns to issue, so that one's softmax meets the
+// `next` runs under the latter. So it goes on from one item to the next: Q lies in registers and is free after the
+// item's last scores, so the next item's first scores run with the last values of this one. Where both blocks use a pair they take turns to issue, so that one's softmax meets the
 // other's products (PINGPONG).
 //
 // Relies on: order_work.cu for `order` and for a counter of zero; columns lie before their row block, so they need no
@@ -48,7 +49,8 @@ struct AttentionParams {
 #define PLAN_AT (PAIRS_AT + STAGES * 64)
 #define WAITING_AT (PLAN_AT + PLANS * 64)
 #define RANGES_AT (WAITING_AT + 3 * 24)
-#define BARS_AT (RANGES_AT + 2 * 32)
+#define PLACES_AT (RANGES_AT + 2 * 32)
+#define BARS_AT (PLACES_AT + CONSUMER_WARPS * 16)
 #define BARS (2 + 4 * STAGES + 2 * PLANS)
 static_assert(BARS_AT + BARS * 8 + 1024 <= SMEM_BYTES, "shared memory");        // 1024: the base is aligned by hand
 
@@ -63,6 +65,35 @@ struct Pair {
     u32 flags, unused;
 };
 struct Tile { u64 keep[2]; int key, source; };
+
+// One row of O, `inverse` times: this lane has columns 8 j + 2 (lane % 4) and the next, in o[4 j + 2 h ..]. The four lanes
+// of a row change columns among themselves, so that each stores 16 bytes.
+__device__ __forceinline__ void store_row(float* to, const float (&o)[HEAD_DIM / 2], int h, float inverse, bool real, int lane) {
+    #pragma unroll
+    for (int j = 0; j < HEAD_DIM / 8; j++)
+        if (real) *(float2*)(to + 8 * j + 2 * (lane & 3)) = make_float2(o[4 * j + 2 * h] * inverse, o[4 * j + 2 * h + 1] * inverse);
+}
+__device__ __forceinline__ void store_row(act* to, const float (&o)[HEAD_DIM / 2], int h, float inverse, bool real, int lane) {
+    const bool odd = lane & 1, high = lane & 2;
+    #pragma unroll
+    for (int g = 0; g < HEAD_DIM / 32; g++) {
+        u32 x[4];                                       // x[i]: columns of chunk 4 g + i
+        #pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = pack2(o[4 * (4 * g + i) + 2 * h] * inverse, o[4 * (4 * g + i) + 2 * h + 1] * inverse);
+        // a 4 x 4 transposition over the lanes of the row
+        #pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+            const u32 y = __shfl_xor_sync(~0u, odd ? x[i] : x[i + 1], 1);
+            if (odd) x[i] = y; else x[i + 1] = y;
+        }
+        #pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const u32 y = __shfl_xor_sync(~0u, high ? x[i] : x[i + 2], 2);
+            if (high) x[i] = y; else x[i + 2] = y;
+        }
+        if (real) *(uint4*)(to + 32 * g + 8 * (lane & 3)) = make_uint4(x[0], x[1], x[2], x[3]);
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(384, 1)
 attention_sm90a(const AttentionParams p,
@@ -244,15 +275,29 @@ attention_sm90a(const AttentionParams p,
     auto uniform = [&](int x) { return __shfl_sync(~0u, x, 0); };
     auto release = [&](u32 bar) { __syncwarp(); if (lane == 0) mbarrier_arrive(bar); };
 
-    for (u32 item = 0;; item++) {
+    // The item at work. O and the sums of the last one are finished under the first products of this one.
+    u32 started = 0;                                    // items
+    int row_position = 0, n_init = NO_KEY, n_local = NO_KEY;       // position of the first of this lane's rows
+    // Head and position of the row block, of this item and the last: in shared memory, for registers are few. All lanes
+    // write the same, so each may read without a barrier.
+    int2* places = (int2*)(smem + PLACES_AT) + 2 * (4 * mine + warp);
+    u32 qf[HEAD_DIM / 16][4];
+    bool last = false, both = false;                    // of the pair in `next`: the item's last; the other block uses it too
+    u64 mask[2];
+    int key[2], next = 0, held = 0;                     // slots: of the pair to be scored, of the one whose V is still to be used
+    u32 held_phase = 0, next_phase = 0;
+    // Reads the next item's place and Q; false where there is no more.
+    auto start = [&]() -> bool {
         mbarrier_wait(k_full + slot * 8, phase);
-        if (pairs[slot].flags & STOP) break;
-        const int head = pairs[slot].head, block = pairs[slot].first_block + mine;
-        mbarrier_wait(q_full, item & 1);
-#if Q_SHARED
-        const u64 q_desc = descriptor(base + Q_AT + mine * BLOCK_BYTES, BOX_BYTES);
-#else
-        u32 qf[HEAD_DIM / 16][4];
+        if (pairs[slot].flags & STOP) return false;
+        last = false;
+        const int head = pairs[slot].head;
+        row_position = (int)p.q_start + (pairs[slot].first_block + mine) * 64 + warp * 16 + (lane >> 2);
+        n_init = n_local = NO_KEY;
+        { const uint2 x = window[head]; if (x.x != NONE) { n_init = x.x; n_local = x.y; } }
+        places[started & 1] = make_int2(head, row_position - (warp * 16 + (lane >> 2)));
+        mbarrier_wait(q_full, started++ & 1);
+#if !Q_SHARED
         #pragma unroll
         for (int i = 0; i < HEAD_DIM / 16; i++) {
             const int row = warp * 16 + (lane & 15), chunk = 2 * (i % 4) + (lane >> 4);
@@ -260,147 +305,168 @@ attention_sm90a(const AttentionParams p,
         }
         release(q_empty);
 #endif
-        float o[HEAD_DIM / 2], s[64], top[2] = {FIRST_MAXIMUM, FIRST_MAXIMUM}, sum[2] = {0.f, 0.f}, fade[2];
-        u32 pf[8][4];
-        const int block_position = (int)p.q_start + block * 64, row_position = block_position + warp * 16 + (lane >> 2);
-        int n_init = NO_KEY, n_local = NO_KEY;
-        { const uint2 x = window[head]; if (x.x != NONE) { n_init = x.x; n_local = x.y; } }
-
-        bool last = false, both = false;                // of the pair in `next`: the item's last; the other block uses it too
-        u64 mask[2];
-        int key[2], next = 0, held = 0;                 // slots: of the pair to be scored, of the one whose V is still to be used
-        u32 held_phase = 0, next_phase = 0;
-        // The next pair that this block uses; the others are handed back. Looks at no pair numbered `reach` or above.
-        auto next_pair = [&](u32 reach) -> bool {
-            while (!last && seen != reach) {
-                mbarrier_wait(k_full + slot * 8, phase);
-                const Pair& x = pairs[slot];
-                mask[0] = x.keep[mine][0];
-                mask[1] = x.keep[mine][1];
-                key[0] = x.key[0];
-                key[1] = x.key[1];
-                both = (x.keep[mine ^ 1][0] | x.keep[mine ^ 1][1]) != 0;
-                last = x.flags & LAST;
-                next = slot;
-                next_phase = phase;
-                if (++slot == STAGES) { slot = 0; phase ^= 1; }
-                seen++;
-                if (mask[0] | mask[1]) return true;
-                // V must have come before it is handed back: an arrival while the other block still reads the last
-                // pair of this slot would be counted for that one.
-                mbarrier_wait(v_full + next * 8, next_phase);
-                release(k_empty + next * 8);
-                release(v_empty + next * 8);
-            }
-            return false;
-        };
-        auto turn = [&]() { if (PINGPONG && both) barrier_sync(1 + mine, 256); };
-        auto pass = [&]() { if (PINGPONG && both) barrier_arrive(2 - mine, 256); };
-        auto scores = [&]() {                           // issue S = Q K^T
-            wgmma_fence();
-            const u64 d = descriptor(base + K_AT + uniform(next) * PAIR_BYTES, SLAB_BYTES);
-            #pragma unroll
-            for (int i = 0; i < HEAD_DIM / 16; i++) {
+        return true;
+    };
 #if Q_SHARED
-                wgmma_k_s(s, q_desc + (i / 4 * BOX_BYTES + i % 4 * 32) / 16, d + (i / 4 * SLAB_BYTES + i % 4 * 32) / 16, i > 0);
-#else
-                wgmma_k_r(s, qf[i], d + (i / 4 * SLAB_BYTES + i % 4 * 32) / 16, i > 0);
+    const u64 q_desc = descriptor(base + Q_AT + mine * BLOCK_BYTES, BOX_BYTES);
 #endif
-            }
-            wgmma_commit();
-        };
-        auto values = [&]() {                           // issue O += P V
-            wgmma_fence();
-            const u64 d = descriptor(base + V_AT + uniform(held) * PAIR_BYTES, SLAB_BYTES);
-            #pragma unroll
-            for (int i = 0; i < 8; i++) wgmma_v(o, pf[i], d + i * (16 * 128) / 16, true);
-            wgmma_commit();
-        };
-        auto hold = [&]() {                             // S is now P, in 16 bits
-            #pragma unroll
-            for (int i = 0; i < 8; i++)
-                #pragma unroll
-                for (int c = 0; c < 4; c++) pf[i][c] = pack2(s[8 * i + 2 * c], s[8 * i + 2 * c + 1]);
-            held = next;
-            held_phase = next_phase;
-        };
-        // Masks S, turns it into probabilities, updates top and sum; true where some row of the warp has a new maximum.
-        auto softmax = [&]() -> bool {
-            #pragma unroll
-            for (int t = 0; t < 2; t++) {
-                float* x = s + 32 * t;
-                if (mask[t] != ~0ull) {
-                    const u64 m = mask[t] >> (2 * (lane & 3));
-                    #pragma unroll
-                    for (int j = 0; j < 8; j++)
-                        #pragma unroll
-                        for (int c = 0; c < 2; c++)
-                            if (!((m >> (8 * j + c)) & 1)) x[4 * j + c] = x[4 * j + 2 + c] = MASKED;
-                }
-                if (key[t] + 63 > block_position) {     // causal
-                    const int past = row_position - key[t] - 2 * (lane & 3);
-                    #pragma unroll
-                    for (int j = 0; j < 8; j++)
-                        #pragma unroll
-                        for (int c = 0; c < 2; c++) {
-                            if (8 * j + c > past) x[4 * j + c] = MASKED;
-                            if (8 * j + c > past + 8) x[4 * j + 2 + c] = MASKED;
-                        }
-                }
-                if (key[t] >= 0 && key[t] + 63 >= n_init && block_position + 63 - key[t] >= n_local) {
-                    #pragma unroll
-                    for (int j = 0; j < 8; j++)
-                        #pragma unroll
-                        for (int c = 0; c < 2; c++) {
-                            const int at = key[t] + 8 * j + c + 2 * (lane & 3);
-                            if (at >= n_init && row_position - at >= n_local) x[4 * j + c] = MASKED;
-                            if (at >= n_init && row_position + 8 - at >= n_local) x[4 * j + 2 + c] = MASKED;
-                        }
-                }
-            }
-            bool moved = false;
-            #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                float a = s[2 * h], b = s[2 * h + 1];   // two chains
-                #pragma unroll
-                for (int j = 1; j < 16; j++) {
-                    a = fmaxf(a, s[4 * j + 2 * h]);
-                    b = fmaxf(b, s[4 * j + 2 * h + 1]);
-                }
-                a = fmaxf(a, b);
-                a = fmaxf(a, __shfl_xor_sync(~0u, a, 1));
-                a = fmaxf(a, __shfl_xor_sync(~0u, a, 2));
-                fade[h] = 1.f;
-                if (a > top[h] + slack) {
-                    fade[h] = exp2_fast((top[h] - a) * scale);
-                    top[h] = a;
-                    moved = true;
-                }
-                const float shifted = top[h] * scale;
-                float x = 0.f, y = 0.f;
-                #pragma unroll
-                for (int j = 0; j < 16; j++) {
-                    float& e = s[4 * j + 2 * h];
-                    float& f = s[4 * j + 2 * h + 1];
-                    e = exp2_fast(fmaf(e, scale, -shifted));
-                    f = exp2_fast(fmaf(f, scale, -shifted));
-                    x += e;
-                    y += f;
-                }
-                sum[h] = fmaf(sum[h], fade[h], x + y);
-            }
-            return __any_sync(~0u, moved);
-        };
-        auto rescale = [&]() {
-            #pragma unroll
-            for (int j = 0; j < HEAD_DIM / 8; j++) {
-                o[4 * j] *= fade[0]; o[4 * j + 1] *= fade[0];
-                o[4 * j + 2] *= fade[1]; o[4 * j + 3] *= fade[1];
-            }
-        };
-
+    float o[HEAD_DIM / 2], s[64], top[2], sum[2], fade[2];
+    u32 pf[8][4];
+    auto clear = [&]() {
         #pragma unroll
         for (int j = 0; j < HEAD_DIM / 2; j++) o[j] = 0.f;
+    };
+    auto fresh = [&]() { top[0] = top[1] = FIRST_MAXIMUM; sum[0] = sum[1] = 0.f; };
+
+    // The next pair of the item that this block uses; the others are handed back. Looks at no pair numbered `reach` or above.
+    auto next_pair = [&](u32 reach) -> bool {
+        while (!last && seen != reach) {
+            mbarrier_wait(k_full + slot * 8, phase);
+            const Pair& x = pairs[slot];
+            mask[0] = x.keep[mine][0];
+            mask[1] = x.keep[mine][1];
+            key[0] = x.key[0];
+            key[1] = x.key[1];
+            both = (x.keep[mine ^ 1][0] | x.keep[mine ^ 1][1]) != 0;
+            last = x.flags & LAST;
+            next = slot;
+            next_phase = phase;
+            if (++slot == STAGES) { slot = 0; phase ^= 1; }
+            seen++;
+            if (mask[0] | mask[1]) return true;
+            // V must have come before it is handed back: an arrival while the other block still reads the last
+            // pair of this slot would be counted for that one.
+            mbarrier_wait(v_full + next * 8, next_phase);
+            release(k_empty + next * 8);
+            release(v_empty + next * 8);
+        }
+        return false;
+    };
+    auto turn = [&]() { if (PINGPONG && both) barrier_sync(1 + mine, 256); };
+    auto pass = [&]() { if (PINGPONG && both) barrier_arrive(2 - mine, 256); };
+    auto scores = [&]() {                               // issue S = Q K^T
+        wgmma_fence();
+        const u64 d = descriptor(base + K_AT + uniform(next) * PAIR_BYTES, SLAB_BYTES);
+        #pragma unroll
+        for (int i = 0; i < HEAD_DIM / 16; i++) {
+#if Q_SHARED
+            wgmma_k_s(s, q_desc + (i / 4 * BOX_BYTES + i % 4 * 32) / 16, d + (i / 4 * SLAB_BYTES + i % 4 * 32) / 16, i > 0);
+#else
+            wgmma_k_r(s, qf[i], d + (i / 4 * SLAB_BYTES + i % 4 * 32) / 16, i > 0);
+#endif
+        }
+        wgmma_commit();
+    };
+    auto values = [&]() {                               // issue O += P V
+        wgmma_fence();
+        const u64 d = descriptor(base + V_AT + uniform(held) * PAIR_BYTES, SLAB_BYTES);
+        #pragma unroll
+        for (int i = 0; i < 8; i++) wgmma_v(o, pf[i], d + i * (16 * 128) / 16, true);
+        wgmma_commit();
+    };
+    auto hold = [&]() {                                 // S is now P, in 16 bits
+        #pragma unroll
+        for (int i = 0; i < 8; i++)
+            #pragma unroll
+            for (int c = 0; c < 4; c++) pf[i][c] = pack2(s[8 * i + 2 * c], s[8 * i + 2 * c + 1]);
+        held = next;
+        held_phase = next_phase;
+    };
+    // Masks S, turns it into probabilities, updates top and sum; true where some row of the warp has a new maximum.
+    auto softmax = [&]() -> bool {
+        const int block_position = row_position - (warp * 16 + (lane >> 2));
+        #pragma unroll
+        for (int t = 0; t < 2; t++) {
+            float* x = s + 32 * t;
+            if (mask[t] != ~0ull) {
+                const u64 m = mask[t] >> (2 * (lane & 3));
+                #pragma unroll
+                for (int j = 0; j < 8; j++)
+                    #pragma unroll
+                    for (int c = 0; c < 2; c++)
+                        if (!((m >> (8 * j + c)) & 1)) x[4 * j + c] = x[4 * j + 2 + c] = MASKED;
+            }
+            if (key[t] + 63 > block_position) {         // causal
+                const int past = row_position - key[t] - 2 * (lane & 3);
+                #pragma unroll
+                for (int j = 0; j < 8; j++)
+                    #pragma unroll
+                    for (int c = 0; c < 2; c++) {
+                        if (8 * j + c > past) x[4 * j + c] = MASKED;
+                        if (8 * j + c > past + 8) x[4 * j + 2 + c] = MASKED;
+                    }
+            }
+            if (key[t] >= 0 && key[t] + 63 >= n_init && block_position + 63 - key[t] >= n_local) {
+                #pragma unroll
+                for (int j = 0; j < 8; j++)
+                    #pragma unroll
+                    for (int c = 0; c < 2; c++) {
+                        const int at = key[t] + 8 * j + c + 2 * (lane & 3);
+                        if (at >= n_init && row_position - at >= n_local) x[4 * j + c] = MASKED;
+                        if (at >= n_init && row_position + 8 - at >= n_local) x[4 * j + 2 + c] = MASKED;
+                    }
+            }
+        }
+        bool moved = false;
+        #pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float a = s[2 * h], b = s[2 * h + 1];       // two chains
+            #pragma unroll
+            for (int j = 1; j < 16; j++) {
+                a = fmaxf(a, s[4 * j + 2 * h]);
+                b = fmaxf(b, s[4 * j + 2 * h + 1]);
+            }
+            a = fmaxf(a, b);
+            a = fmaxf(a, __shfl_xor_sync(~0u, a, 1));
+            a = fmaxf(a, __shfl_xor_sync(~0u, a, 2));
+            fade[h] = 1.f;
+            if (a > top[h] + slack) {
+                fade[h] = exp2_fast((top[h] - a) * scale);
+                top[h] = a;
+                moved = true;
+            }
+            const float shifted = top[h] * scale;
+            float x = 0.f, y = 0.f;
+            #pragma unroll
+            for (int j = 0; j < 16; j++) {
+                float& e = s[4 * j + 2 * h];
+                float& f = s[4 * j + 2 * h + 1];
+                e = exp2_fast(fmaf(e, scale, -shifted));
+                f = exp2_fast(fmaf(f, scale, -shifted));
+                x += e;
+                y += f;
+            }
+            sum[h] = fmaf(sum[h], fade[h], x + y);
+        }
+        return __any_sync(~0u, moved);
+    };
+    auto rescale = [&]() {
+        #pragma unroll
+        for (int j = 0; j < HEAD_DIM / 8; j++) {
+            o[4 * j] *= fade[0]; o[4 * j + 1] *= fade[0];
+            o[4 * j + 2] *= fade[1]; o[4 * j + 3] *= fade[1];
+        }
+    };
+    // O of item number `item` to memory: its maxima, and this lane's share of its sums.
+    auto finish = [&](u32 item, const float (&top)[2], const float (&sum)[2]) {
+        const int2 place = places[item & 1];
+        const u32 head = place.x;
+        #pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float l = sum[h];
+            l += __shfl_xor_sync(~0u, l, 1);
+            l += __shfl_xor_sync(~0u, l, 2);
+            const int query = place.y - (int)p.q_start + warp * 16 + (lane >> 2) + 8 * h;
+            const float inverse = l > 0.f ? 1.f / l : 0.f;
+            store_row(out + (u64)head * p.out_head_stride + (u64)query * p.out_row_stride, o, h, inverse, query < (int)p.q_len, lane);
+            if (p.write_lse && (lane & 3) == 0 && query < (int)p.q_len)
+                lse[(u64)head * p.q_len + query] = l > 0.f ? (top[h] * scale + log2f(l)) * LN_2 : -INFINITY_F;
+        }
+    };
+
+    for (bool more = start(); more;) {
+        clear();
+        fresh();
         while (next_pair(seen - 1)) {                   // seen - 1: no bound. Once an item, and again after every stop
             turn();
             scores();
@@ -413,7 +479,24 @@ attention_sm90a(const AttentionParams p,
             // With a pair held, no further than the ring is long: a stretch that only the other block uses would
             // otherwise stop the loader for ever.
             u32 oldest = seen - 1;
-            while (next_pair(oldest + STAGES)) {
+            for (;;) {
+                bool other = false;                     // the pair begins another item
+                if (!next_pair(oldest + STAGES)) {
+                    if (!last || Q_SHARED || seen == oldest + STAGES) break;
+                    // The item ends with the held pair: go on with the next item, if it has a pair for this block.
+                    more = start();
+                    other = true;
+                    if (!more || !next_pair(oldest + STAGES)) {
+                        pin(o);
+                        mbarrier_wait(v_full + held * 8, held_phase);
+                        values();
+                        wgmma_wait<0>();
+                        pin(o);
+                        release(v_empty + held * 8);
+                        finish(more ? started - 2 : started - 1, top, sum);
+                        goto next_item;
+                    }
+                }
                 pin(s);
                 pin(o);
                 mbarrier_wait(v_full + held * 8, held_phase);
@@ -424,14 +507,21 @@ attention_sm90a(const AttentionParams p,
                 wgmma_wait<1>();
                 pin(s);
                 release(k_empty + next * 8);
-                const bool moved = softmax();
+                const float old_top[2] = {top[0], top[1]}, old_sum[2] = {sum[0], sum[1]};
+                if (other) fresh();
+                const bool moved = softmax() || other;
                 pin(s);                                 // or the compiler sinks the whole softmax below the wait
                 pin(sum);
                 // The wait stands in both arms: a branch on the vote keeps ptxas from hoisting it above the softmax.
                 if (moved) {
                     wgmma_wait<0>();
                     pin(o);
-                    rescale();
+                    if (other) {
+                        finish(started - 2, old_top, old_sum);
+                        clear();
+                    } else {
+                        rescale();
+                    }
                 } else {
                     wgmma_wait<0>();
                     pin(o);
@@ -450,21 +540,9 @@ attention_sm90a(const AttentionParams p,
 #if Q_SHARED
         release(q_empty);
 #endif
-
-        // epilogue
-        #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float l = sum[h];
-            l += __shfl_xor_sync(~0u, l, 1);
-            l += __shfl_xor_sync(~0u, l, 2);
-            const int query = row_position - (int)p.q_start + 8 * h;
-            if (query < (int)p.q_len) {
-                const float inverse = l > 0.f ? 1.f / l : 0.f;
-                OUT* to = out + (u64)head * p.out_head_stride + (u64)query * p.out_row_stride + 2 * (lane & 3);
-                #pragma unroll
-                for (int j = 0; j < HEAD_DIM / 8; j++) store2(to + 8 * j, o[4 * j + 2 * h] * inverse, o[4 * j + 2 * h + 1] * inverse);
-                if (p.write_lse && (lane & 3) == 0) lse[(u64)head * p.q_len + query] = l > 0.f ? (top[h] * scale + log2f(l)) * LN_2 : -INFINITY_F;
-            }
-        }
+        finish(started - 1, top, sum);
+        more = start();
+        continue;
+    next_item:;                                         // `start` has run, and of the pairs looked at none is for this block
     }
 }

@@ -1,5 +1,5 @@
-// What the attention kernels on cooperative matrices share: parameters and bindings, the walk over a row block's tiles, the
-// copy of tiles from storage, masks.
+// What the attention kernels on cooperative matrices share: parameters and bindings, the walk over a row block's tiles,
+// masks. How tiles come from storage is in coop_stage.wgsl and coop_stage_words.wgsl.
 //
 // One group of SUBGROUPS x SG invocations: one head and BLOCKS row blocks of 64 queries; TEAM subgroups share RM x CM of the
 // rows. Row blocks of a group walk their ranges together: a tile of BC keys begins where the first of them needs one, and
@@ -46,9 +46,6 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> q: array<vec4<f16>>; // [heads, rows, head_dim] under strides
-@group(0) @binding(1) var<storage, read> k: array<vec4<f16>>; // [kv_heads, kv_len, head_dim] under strides
-@group(0) @binding(2) var<storage, read> v: array<vec4<f16>>; // [kv_heads, kv_len, head_dim] under strides
 @group(0) @binding(3) var<storage, read> row_ranges: array<u32>; // [heads, row_blocks, 2]
 @group(0) @binding(4) var<storage, read> ranges: array<u32>; // [_, 2]
 @group(0) @binding(5) var<storage, read> columns: array<u32>; // [heads, 64 * column_tiles]
@@ -65,16 +62,8 @@ const THREADS: u32 = SG * SUBGROUPS;
 // Rows of a team, and of the group.
 const TEAM_ROWS: u32 = RM * CM;
 const ROWS: u32 = SUBGROUPS / TEAM * TEAM_ROWS;
-// Rows that a subgroup has in the softmax at a time, and lanes of a row.
-const SOFTMAX_ROWS: u32 = SG / LANES_ROW;
 // Units of 16 bytes in a row of q, k and v.
 const EIGHTS: u32 = HEAD_DIM / 8u;
-// f16 of a row of K or V, f32 of a row of scores, f16 of a row of P: so that rows that are read together lie in
-// different banks.
-const KV_PITCH: u32 = HEAD_DIM + 8u;
-const S_PITCH: u32 = BC + 8u;
-const P_PITCH: u32 = BC + 8u;
-
 const GROWTH: f32 = 8.0;
 const LOG2_E: f32 = 1.4426950408889634;
 const LN_2: f32 = 0.6931471805599453;
@@ -82,11 +71,6 @@ const LN_2: f32 = 0.6931471805599453;
 const MASKED: f32 = -3e38;
 const LOWEST: f32 = -1e30;
 const NONE: u32 = 0xffffffffu;
-
-// By how much each row's output shrinks; in the end 1 / its sum.
-var<workgroup> s_shrink: array<f32, ROWS>;
-// What each subgroup tells its team.
-var<workgroup> s_vote: array<u32, SUBGROUPS>;
 
 // The log-sum-exp of no key. A variable, because WGSL has no infinite constants.
 var<private> negative_infinity: u32 = 0xff800000u;
@@ -110,14 +94,8 @@ var<private> tile_key: u32;
 var<private> tile_column: u32;
 var<private> tile_from: u32;
 var<private> tile_to: u32;
-var<private> tile_bits: u32;
-
-// What this invocation copies of a tile: 16 bytes of a key and of a value, STAGE times.
-//@for i 0 STAGE
-var<private> k${i}_0: vec4<f16>;
-var<private> k${i}_1: vec4<f16>;
-var<private> v${i}_0: vec4<f16>;
-var<private> v${i}_1: vec4<f16>;
+//@for w 0 WORDS
+var<private> tile_bits${w}: u32;
 //@end
 
 // Opens the walk of a head's row blocks from `first_block` on.
@@ -139,12 +117,6 @@ fn start_walk(head: u32, first_block: u32) {
         limit${g} = min(p.q_start + min(64u * (first_block + ${g}u) + 64u, p.q_len), p.kv_len);
         keep${g} = p.keep_at + row * p.column_tiles * 2u;
     }
-//@end
-//@for i 0 STAGE
-    k${i}_0 = vec4<f16>();
-    k${i}_1 = vec4<f16>();
-    v${i}_0 = vec4<f16>();
-    v${i}_1 = vec4<f16>();
 //@end
 }
 
@@ -179,13 +151,17 @@ fn advance(block: u32) -> bool {
     is_columns = true;
     while next_column < 64u * p.column_tiles {
         var any = 0u;
-        tile_bits = 0u;
+//@for w 0 WORDS
+        tile_bits${w} = 0u;
+//@end
 //@for g 0 BLOCKS
         if keep${g} != NONE {
-            // BC is 32 or 16, and next_column a multiple of it.
-            let bits = (keep[keep${g} + next_column / 32u] >> (next_column % 32u)) & (NONE >> (32u - BC));
-            any |= bits;
-            tile_bits = select(tile_bits, bits, block == ${g}u);
+            // BC is 64, 32 or 16, and next_column a multiple of it.
+//@for w 0 WORDS
+            let bits${w} = (keep[keep${g} + next_column / 32u + ${w}u] >> (next_column % 32u)) & (NONE >> (32u - min(BC, 32u)));
+            any |= bits${w};
+            tile_bits${w} = select(tile_bits${w}, bits${w}, block == ${g}u);
+//@end
         }
 //@end
         tile_column = column_base + next_column;
@@ -220,66 +196,4 @@ fn seen(tile_start: u32, first: u32, end: u32, position: u32, n_init: u32, n_loc
     let keys = vec3<u32>(reach, n_init, reach - min(reach, n_local));
     let places = min(keys - min(keys, vec3<u32>(tile_start)), vec3<u32>(32u));
     return interval(first, min(end, places.x)) & (interval(0u, places.y) | interval(places.z, 32u));
-}
-
-// Orders workgroup memory within a team.
-fn team_barrier() {
-    if TEAM == 1u {
-        subgroupBarrier();
-    } else {
-        workgroupBarrier();
-    }
-}
-
-// Reads a tile of K and V from storage, in pairs of vec4s that drivers can join to 16 bytes.
-fn fetch(thread: u32, k_base: u32, v_base: u32) {
-//@for i 0 STAGE
-    {
-        let x = thread + ${i}u * THREADS;
-        let d = x % EIGHTS;
-        if x < BC * EIGHTS && d < p.head_dim / 8u {
-            let key = key_at(x / EIGHTS);
-            let k_place = k_base + key * (p.k_row_stride / 8u) + d;
-            let v_place = v_base + key * (p.v_row_stride / 8u) + d;
-            k${i}_0 = k[2u * k_place];
-            k${i}_1 = k[2u * k_place + 1u];
-            v${i}_0 = v[2u * v_place];
-            v${i}_1 = v[2u * v_place + 1u];
-        }
-    }
-//@end
-}
-
-// Writes what `fetch` read to workgroup memory.
-fn stage_tile(thread: u32) {
-//@for i 0 STAGE
-    {
-        let x = thread + ${i}u * THREADS;
-        if x < BC * EIGHTS {
-            let place = x / EIGHTS * KV_PITCH + 8u * (x % EIGHTS);
-            put_k(place, k${i}_0);
-            put_k(place + 4u, k${i}_1);
-            put_v(place, v${i}_0);
-            put_v(place + 4u, v${i}_1);
-        }
-    }
-//@end
-}
-
-// Copies BC queries from row `first` on to the place of K; rows beyond the last repeat it, and are not written in the end.
-fn stage_queries(thread: u32, head: u32, first: u32) {
-    let base = p.q_at / 2u + head * (p.q_head_stride / 8u);
-    for (var x = thread; x < BC * EIGHTS; x += THREADS) {
-        let row = min(first + x / EIGHTS, p.q_len - 1u) - p.row_first;
-        let d = x % EIGHTS;
-        var low = vec4<f16>();
-        var high = vec4<f16>();
-        if d < p.head_dim / 8u {
-            let place = base + row * (p.q_row_stride / 8u) + d;
-            low = q[2u * place];
-            high = q[2u * place + 1u];
-        }
-        put_k(x / EIGHTS * KV_PITCH + 8u * d, low);
-        put_k(x / EIGHTS * KV_PITCH + 8u * d + 4u, high);
-    }
 }

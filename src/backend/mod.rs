@@ -345,6 +345,13 @@ pub trait Backend: Sized + Send + Sync + 'static {
         EXACT - 1
     }
 
+    /// From how many keys on a sparse pre-fill of real text is faster than a dense one, by measurement: what [`HeadPlan`]s of
+    /// automatic heads hang on.
+    fn sparse_from(&self) -> usize {
+        // minference run --model needle --prompt-file NOVEL --max-new-tokens 1 --attention dense (and flex:0.95)
+        16384
+    }
+
     /// The official conversion for vertical-slash heads (`reference`: csrc/vertical_slash_index.cu), and the like for the others.
     fn build_index(&self, p: &BuildIndexParams, choice: IndexChoice<Self>, out: IndexSlicesMut<Self>) -> Result<()>;
 

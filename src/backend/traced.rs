@@ -174,6 +174,10 @@ impl<B: Backend> Backend for Traced<B> {
         self.inner.synchronize()
     }
 
+    fn sparse_from(&self) -> usize {
+        self.inner.sparse_from()
+    }
+
     fn embed(&self, p: &EmbedParams, ids: Slice<Self>, table: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
         // Of the table only the rows asked for are read: as many bytes as `out` at most.
         let sizes = [ids.byte_len, out.byte_len];

@@ -40,9 +40,7 @@ pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<&Model>
         None if patterns.is_some() => {
             return Err(Error::invalid(format!("--patterns goes with `config`, found the pattern {text:?}")));
         }
-        None if text == "auto" => {
-            return Err(Error::Unsupported("pattern \"auto\" is not built yet: name a pattern, or `config`".into()));
-        }
+        None if text.starts_with("triangle_mix") => return triangle_mix(text, model),
         None => return Ok(AttentionMode::Uniform(text.parse()?)),
     };
     match (file, model) {
@@ -50,6 +48,16 @@ pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<&Model>
         (None, Some(model)) => Ok(AttentionMode::Config(model.patterns()?.1)),
         (None, None) => Err(Error::invalid("pattern `config` needs --patterns FILE (or write config:FILE)")),
     }
+}
+
+/// `triangle_mix:START_LAYER`, alone or with `+` and the mode of the layers below.
+fn triangle_mix(text: &str, model: Option<&Model>) -> Result<AttentionMode> {
+    let (own, below) = text.split_once('+').unwrap_or((text, "dense"));
+    let start_layer = own.strip_prefix("triangle_mix:").and_then(|n| n.parse().ok());
+    let start_layer = start_layer.ok_or_else(|| {
+        Error::invalid(format!("pattern {text:?}: expected triangle_mix:START_LAYER or triangle_mix:START_LAYER+MODE"))
+    })?;
+    Ok(AttentionMode::TriangleMix { start_layer, below: Box::new(attention_mode(below, None, model)?) })
 }
 
 #[cfg(test)]
@@ -66,7 +74,11 @@ mod tests {
         let in_place = attention_mode(&format!("config:{}", path.display()), None, None).unwrap();
         assert_eq!(by_flag, in_place);
         let error = |text, file| attention_mode(text, file, None).unwrap_err().to_string();
-        assert!(error("auto", None).contains("not built yet"));
+        assert!(error("triangle_mix:x", None).contains("START_LAYER"));
+        let mix = |text| attention_mode(text, None, None).unwrap().name();
+        assert_eq!(mix("triangle_mix:16"), "triangle_mix:16");
+        assert_eq!(mix("triangle_mix:16+flex:0.9"), "triangle_mix:16+flex:0.9");
+        assert_eq!(mix("auto"), "auto");
         assert!(error("dense", Some(path.as_path())).contains("\"dense\""));
         assert!(error("config", None).contains("--patterns"));
         let needle = crate::embedded::needle().unwrap();

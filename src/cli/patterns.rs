@@ -1,8 +1,13 @@
-//! `minference patterns show`: what a file of head patterns holds.
+//! `minference patterns`: what a file of head patterns holds, and what a pattern computes of a head.
 
 use super::console::{Console, table};
+use super::device::{DeviceArgs, DeviceTask, with_device};
+use super::mode::attention_mode;
 use crate::Result;
+use crate::attend::{AttendOptions, head_map};
+use crate::backend::Backend;
 use crate::pattern::{HeadPattern, PatternConfig};
+use crate::plot;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -26,11 +31,79 @@ enum PatternsCommand {
         /// An official pattern file.
         file: PathBuf,
     },
+    /// Draws a head's attention and what a pattern computes of it.
+    #[command(
+        after_help = "Example:\n  minference patterns plot --input qkv.safetensors --head 3 --pattern flex:0.95 --output head.png"
+    )]
+    Plot(PlotArgs),
+}
+
+/// Arguments of `minference patterns plot`.
+#[derive(Debug, Args)]
+struct PlotArgs {
+    /// safetensors with q [H, N, D], k and v [Hkv, N, D] (or [N, D]), in f16, bf16 or f32.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// The pattern, as `attend --pattern` takes it.
+    #[arg(long, value_name = "PATTERN", default_value = "vertical_slash:1000:6096")]
+    pattern: String,
+    /// The layer of a pattern file.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    layer: usize,
+    /// Which head.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    head: usize,
+    /// Cells of a side.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(8..=1024))]
+    side: u16,
+    /// .png or .svg.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Where to compute.
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+struct PlotTask<'a>(&'a PlotArgs, AttendOptions);
+
+impl DeviceTask for PlotTask<'_> {
+    type Output = f64;
+
+    fn run<B: Backend>(self, backend: B) -> Result<f64> {
+        let side = usize::from(self.0.side);
+        let map = head_map(&backend, &self.1, self.0.head, side)?;
+        plot::save_head(&self.0.output, &map.attention, &plot::index_map(&map.index, 0, side))?;
+        Ok(map.index.density())
+    }
+}
+
+fn plot(args: &PlotArgs, console: &Console) -> Result<()> {
+    let options = AttendOptions {
+        input: args.input.clone(),
+        mode: attention_mode(&args.pattern, None, None)?,
+        layer: args.layer,
+        index_in: None,
+        compare_dense: false,
+        repeat: 1,
+        output: None,
+        index_out: None,
+    };
+    let density = with_device(&args.device, console, PlotTask(args, options))?;
+    match console.json {
+        true => console.print_json(&json!({
+            "output": args.output, "head": args.head, "pattern": args.pattern, "density": density,
+        })),
+        false => console.print(&format!("{}: {}, density {density:.4}\n", args.output.display(), args.pattern)),
+    }
+    Ok(())
 }
 
 /// Runs the subcommand.
 pub fn patterns(args: &PatternsArgs, console: &Console) -> Result<()> {
-    let PatternsCommand::Show { file } = &args.command;
+    let file = match &args.command {
+        PatternsCommand::Plot(args) => return plot(args, console),
+        PatternsCommand::Show { file } => file,
+    };
     let config = PatternConfig::read(file)?;
     let heads = config.n_heads();
     let layers: Vec<BTreeMap<String, usize>> = (0..config.n_layers())

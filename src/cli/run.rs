@@ -7,6 +7,7 @@ use super::random::{RandomArgs, random_ids};
 use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
 use crate::engine::{Engine, EngineOptions, Prefill, StopReason};
+use crate::insight::Insight;
 use crate::model::{KvPlace, KvType, Model};
 use crate::pattern::AttentionMode;
 use crate::sample::{self, Sampler, SamplerOptions};
@@ -22,6 +23,7 @@ Examples:
   minference run --model needle --prompt 'The secret code of Eve is 493821.\\nQuestion: What is the secret code of Eve? Answer: The secret code of Eve is '
   minference run --model SmolLM2-135M-Instruct --chat --prompt 'Why is the sky blue?'
   minference run --model model.gguf --chat --prompt-file long.txt --attention vertical_slash:1000:6096 --timings
+  minference run --model model.gguf --prompt-file book.txt --question 'Who is Eve?' --question 'Where?' --kv-out book.kv
   minference run --model DIR --token-ids ids.json --max-new-tokens 0 --logits-out logits.safetensors --json
   minference run --model llama-3-8b-1m --random-weights --weight-type q4_k --layers 4 --prompt-tokens 131072 --max-new-tokens 0 --attention config --json";
 
@@ -33,7 +35,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub model: String,
     /// The prompt.
-    #[arg(long, value_name = "TEXT", group = "input", required_unless_present_any = ["prompt_file", "token_ids", "prompt_tokens"])]
+    #[arg(long, value_name = "TEXT", group = "input", required_unless_present_any = ["prompt_file", "token_ids", "prompt_tokens", "kv_in"])]
     pub prompt: Option<String>,
     /// The prompt from a UTF-8 file; `-` is standard input.
     #[arg(long, value_name = "FILE", group = "input")]
@@ -53,9 +55,9 @@ pub struct RunArgs {
     /// Tokens to generate; 0 pre-fills only.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_new_tokens: usize,
-    /// One pattern for all heads, `config` with --patterns (without: the patterns that the checkpoint brings, else the
+    /// One pattern for all heads (`auto` is dense on short prompts and flex:0.95 on long ones), `config` with --patterns (without: the patterns that the checkpoint brings, else the
     /// official file of this model), or `config:FILE`.
-    #[arg(long, value_name = "PATTERN", default_value = "dense")]
+    #[arg(long, value_name = "PATTERN", default_value = "auto")]
     pub attention: String,
     /// An official pattern file, for `--attention config`.
     #[arg(long, value_name = "FILE")]
@@ -90,6 +92,23 @@ pub struct RunArgs {
     /// Writes `logits`, f32, one a token of the vocabulary, of the prompt's last position.
     #[arg(long, value_name = "FILE")]
     pub logits_out: Option<PathBuf>,
+    /// Writes the prompt's keys and values, to go on from with --kv-in.
+    #[arg(long, value_name = "FILE")]
+    pub kv_out: Option<PathBuf>,
+    /// Goes on from a context that --kv-out wrote: the prompt, if any, comes behind it.
+    #[arg(long, value_name = "FILE")]
+    pub kv_in: Option<PathBuf>,
+    /// A question about the prompt, which is read once: repeat it for several. Each is put behind the prompt as it is and
+    /// answered by itself.
+    #[arg(long, value_name = "TEXT", conflicts_with = "chat")]
+    pub question: Vec<String>,
+    /// Writes pattern, density and recall of each head: .json or .html. Computes attention a second time.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Compares each layer's last rows with dense attention on the same queries, keys and values. Computes attention a
+    /// second time.
+    #[arg(long)]
+    pub verify: bool,
     /// Times each operation (waiting for the device after each, so the whole takes longer) and prints the table.
     #[arg(long)]
     pub timings: bool,
@@ -122,11 +141,19 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
         top_k: args.top_k,
         seed: args.seed,
     })?;
+    if args.kv_type != KvType::F16 && (args.kv_in.is_some() || args.kv_out.is_some()) {
+        return Err(Error::Unsupported("--kv-in and --kv-out with --kv-type q8_0".into()));
+    }
     if args.kv == KvPlace::None && args.max_new_tokens > 1 {
         let found = args.max_new_tokens;
         return Err(Error::invalid(format!(
             "--kv none keeps nothing to decode from: expected --max-new-tokens 0 or 1, found {found}"
         )));
+    }
+    if let Some(path) = &args.report
+        && !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json") || e.eq_ignore_ascii_case("html"))
+    {
+        return Err(Error::file(path, "report: expected a name that ends in .json or .html"));
     }
     let mut model = match args.random.weight_type()? {
         Some(dtype) => args.random.open(&args.model, dtype, args.seed)?,
@@ -154,6 +181,12 @@ fn prompt_ids(args: &RunArgs, model: &Model) -> Result<Vec<u32>> {
     }
     if let Some(tokens) = args.prompt_tokens {
         return Ok(random_ids(tokens as usize, model.config.vocab, args.seed));
+    }
+    if args.kv_in.is_some() && args.prompt.is_none() && args.prompt_file.is_none() {
+        return match args.question.is_empty() {
+            true => Err(Error::invalid("--kv-in: expected a --prompt or a --question behind the context, found none")),
+            false => Ok(Vec::new()),
+        };
     }
     let (source, text) = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => ("--prompt".to_string(), text.clone()),
@@ -248,17 +281,43 @@ impl RunTask<'_> {
         let (args, console) = (self.args, self.console);
         // With token ids in, ids may come out too: a model without a tokenizer still runs.
         let text = self.model.text().cloned().ok();
+        let questions = match &text {
+            Some(text) => args.question.iter().map(|q| text.encode(q)).collect::<Result<Vec<_>>>()?,
+            None if args.question.is_empty() => Vec::new(),
+            None => return Err(Error::invalid("--question: the model has no tokenizer")),
+        };
+        let room = questions.iter().map(Vec::len).max().unwrap_or(0) + args.max_new_tokens;
         let options = EngineOptions {
             chunk: args.chunk,
             kv: args.kv,
             kv_type: args.kv_type,
-            answer_room: args.max_new_tokens,
+            answer_room: room,
             exact_index: false,
             interrupt: console::interrupt(),
             ..EngineOptions::default()
         };
         let mut engine = Engine::new(backend, self.model, options)?;
-        let prefill = prefill(&mut engine, &self.ids, &self.mode, console)?;
+        if let Some(path) = &args.kv_in {
+            let tokens = engine.load_context(path, self.ids.len() + room)?;
+            console.note(&format!("context: {tokens} tokens from {}", path.display()));
+        }
+        if self.ids.is_empty() {
+            return ask(&mut engine, args, console, &self.mode, &questions, &mut self.sampler, None);
+        }
+        let mut insight = Insight::new(&self.mode);
+        let looks = args.verify || args.report.is_some();
+        let watch = looks.then_some(&mut insight);
+        let prefill = prefill_watched(&mut engine, &self.ids, &self.mode, console, watch)?;
+        if looks {
+            look(&prefill, &insight, &engine.model().name, args, console)?;
+        }
+        if let Some(path) = &args.kv_out {
+            engine.save_context(path)?;
+        }
+        if !questions.is_empty() {
+            let read = Some(&prefill);
+            return ask(&mut engine, args, console, &self.mode, &questions, &mut self.sampler, read);
+        }
         let stages = timings(engine.backend());
         if let Some(path) = &args.logits_out {
             let bytes = bytemuck::cast_slice(&prefill.logits);
@@ -324,6 +383,124 @@ impl RunTask<'_> {
         }
         Ok(())
     }
+}
+
+/// Answers each question behind what the engine holds, one by one.
+fn ask<B: Backend>(
+    engine: &mut Engine<B>,
+    args: &RunArgs,
+    console: &Console,
+    mode: &AttentionMode,
+    questions: &[Vec<u32>],
+    sampler: &mut Sampler,
+    document: Option<&Prefill>,
+) -> Result<()> {
+    let context = engine.ids().len();
+    let text = engine.model().text()?.clone();
+    let mut answers = Vec::new();
+    for (question, ids) in args.question.iter().zip(questions) {
+        engine.truncate(context);
+        if ids.is_empty() {
+            return Err(Error::invalid(format!("--question {question:?}: expected some text")));
+        }
+        let read = prefill(engine, ids, mode, console)?;
+        let answer = engine.generate(&read.logits, sampler, args.max_new_tokens, &mut |_| ())?;
+        let words = text.tokenizer.decode(&answer.ids);
+        if !console.json {
+            console.print(&format!("{}\n", words.trim_end_matches('\n')));
+        }
+        let (tokens, seconds) = (read.tokens, read.seconds);
+        console.note(&format!("question: {tokens} tokens behind {context} in {seconds:.2} s"));
+        answers.push(json!({
+            "question": question, "prompt_tokens": tokens, "prefill_s": seconds, "density": read.density,
+            "decode_s": answer.seconds, "generated_ids": answer.ids, "generated_text": words,
+            "top5": sample::top(&read.logits, 5),
+        }));
+    }
+    if console.json {
+        let info = engine.backend().info();
+        console.print_json(&json!({
+            "model": engine.model().name, "device": info.id, "backend": info.backend,
+            "dtype": engine.backend().activation().to_string(), "attention": mode.name(), "context_tokens": context,
+            "prompt_tokens": document.map_or(0, |d| d.tokens), "prefill_s": document.map(|d| d.seconds),
+            "density": document.map(|d| d.density), "questions": answers,
+            "peak_device_bytes": engine.backend().memory().peak,
+        }));
+    }
+    Ok(())
+}
+
+/// `--verify` and `--report`.
+fn look(prefill: &Prefill, insight: &Insight, model: &str, args: &RunArgs, console: &Console) -> Result<()> {
+    let layers = &insight.layers;
+    if args.verify {
+        let worst = |of: &dyn Fn(usize) -> f64| (0..layers.len()).max_by(|a, b| of(*a).total_cmp(&of(*b))).unwrap_or(0);
+        let error = |l: usize| layers[l].last_rows_error;
+        let least = |l: usize| layers[l].recall.iter().copied().fold(1.0, f64::min);
+        let (by_error, by_recall) = (worst(&error), worst(&|l| -least(l)));
+        let all = layers.iter().flat_map(|l| &l.recall);
+        let mean = all.sum::<f64>() / layers.iter().map(|l| l.recall.len()).sum::<usize>().max(1) as f64;
+        console.note(&format!(
+            "verify: recall {mean:.4} in the mean, at least {:.4} (layer {by_recall}); last rows differ from dense by at \
+             most {:.2e} (layer {by_error})",
+            least(by_recall),
+            error(by_error)
+        ));
+    }
+    let Some(path) = &args.report else { return Ok(()) };
+    let heads = |layer: usize| -> Vec<serde_json::Value> {
+        let cells = prefill.heads[layer].iter().zip(&layers[layer].recall);
+        cells
+            .map(|(head, recall)| json!({"pattern": head.pattern.to_string(), "density": head.density, "recall": recall}))
+            .collect()
+    };
+    let report = json!({
+        "model": model, "tokens": prefill.tokens, "density": prefill.density,
+        "layers": (0..layers.len()).map(|layer| json!({
+            "heads": heads(layer), "last_rows_error": layers[layer].last_rows_error,
+        })).collect::<Vec<_>>(),
+    });
+    let text = match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("html")) {
+        false => report.to_string(),
+        true => {
+            let mut out = format!(
+                "<!doctype html><meta charset=utf-8><title>{model}</title><style>body{{font:13px sans-serif;margin:1.5em}}\
+                 table{{border-collapse:collapse}}td,th{{padding:2px 6px;text-align:right;border:1px solid #ddd}}</style>\
+                 <h1>{model}</h1><p>{} tokens, density {:.3}. A cell is a head: density, and below it the attention mass \
+                 that it keeps; red is less than 0.9. Point at it for its pattern.</p><table>\n",
+                prefill.tokens, prefill.density
+            );
+            for (layer, insight) in layers.iter().enumerate() {
+                out += &format!("<tr><th>{layer}");
+                for (head, recall) in prefill.heads[layer].iter().zip(&insight.recall) {
+                    let blue = 255.0 - 130.0 * head.density;
+                    let red = if *recall < 0.9 { "color:#b00" } else { "" };
+                    out += &format!(
+                        "<td title=\"{}\" style=\"background:rgb({blue:.0},{blue:.0},255);{red}\">{:.3}<br>{recall:.3}",
+                        head.pattern, head.density
+                    );
+                }
+                out += &format!("<td>last rows {:.1e}</tr>\n", insight.last_rows_error);
+            }
+            out + "</table>\n"
+        }
+    };
+    crate::files::write(path, text.as_bytes())
+}
+
+/// Pre-fills with a progress bar and, maybe, a watcher.
+fn prefill_watched<B: Backend>(
+    engine: &mut Engine<B>,
+    ids: &[u32],
+    mode: &AttentionMode,
+    console: &Console,
+    watch: Option<&mut Insight>,
+) -> Result<Prefill> {
+    let Some(watch) = watch else { return prefill(engine, ids, mode, console) };
+    let bar = console.bar(ids.len() as u64 * engine.config().n_layers as u64, &mode.name());
+    let result = engine.prefill_watched(ids, mode, &mut |p| bar.set_position(p.done), watch);
+    bar.finish_and_clear();
+    result
 }
 
 /// Pre-fills with a progress bar.

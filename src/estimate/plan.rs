@@ -17,6 +17,8 @@ pub struct IndexLimits {
     pub index_bytes: u64,
     /// Bytes of one of its parts.
     pub part_bytes: u64,
+    /// Keys from which on automatic heads are sparse.
+    pub sparse_from: usize,
 }
 
 impl IndexLimits {
@@ -27,9 +29,13 @@ impl IndexLimits {
             0 => u64::MAX,
             bytes => bytes,
         };
-        Self { index_bytes: 448 << 20, part_bytes }
+        Self { index_bytes: 448 << 20, part_bytes, sparse_from: b.sparse_from() }
     }
 }
+
+/// So many ranges always find room, 64 MiB: whatever 32 heads can choose up to 32K tokens. Beyond, room is made for what
+/// offsets at random leave: at 128K tokens a quarter of what offsets arranged against us could.
+const SURE_RANGES: u64 = 8 << 20;
 
 /// The plan of one call: everything that the host knows about its index.
 pub(super) struct Plan {
@@ -59,14 +65,15 @@ impl Plan {
             });
         }
         let plan = |&pattern: &HeadPattern| {
-            let plan = head_plan(pattern.checked()?, shape);
+            let plan = head_plan(pattern.checked()?.resolved(shape.kv_len, limits.sparse_from), shape);
             let dense = HeadPlan { kind: HeadPlan::DENSE, a: 0, b: 0, c: 0 };
             Ok(if pays(&plan, shape, dense_above) { plan } else { dense })
         };
         let heads = patterns.iter().map(plan).collect::<Result<Vec<_>>>()?;
         let mut plan = Self::of_heads(heads, shape, limits, FORCED_OFFSETS);
         for ((budget, head), pattern) in plan.budgets.iter_mut().zip(&plan.heads).zip(patterns) {
-            if let (HeadPlan::FLEX, &HeadPattern::Flex { gamma, tau, budget: [least, most] }) = (head.kind, pattern) {
+            let pattern = pattern.resolved(shape.kv_len, limits.sparse_from);
+            if let (HeadPlan::FLEX, HeadPattern::Flex { gamma, tau, budget: [least, most] }) = (head.kind, pattern) {
                 *budget = HeadBudget { mass: gamma, tau, least: least as u32, most: most as u32 };
             }
         }
@@ -101,7 +108,8 @@ impl Plan {
         let slots = (heads.len() * layout.row_blocks()) as u64;
         let room =
             limits.index_bytes.saturating_sub(layout.bytes()).min(limits.part_bytes.saturating_sub(8 * slots)) / 8;
-        layout.range_budget = bound.min(room) as usize;
+        let likely: u64 = heads.iter().map(|h| range_estimate(h, shape)).sum();
+        layout.range_budget = bound.min(room).min(likely.max(SURE_RANGES)) as usize;
         let budgets = vec![HeadBudget::default(); heads.len()];
         Self { offset_capacity: most(|h| h.b).max(1), heads, budgets, layout }
     }
@@ -156,7 +164,8 @@ fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
         {
             plan(HeadPlan::DENSE, 0, 0)
         }
-        HeadPattern::Dense => plan(HeadPlan::DENSE, 0, 0),
+        // Automatic heads are resolved before.
+        HeadPattern::Dense | HeadPattern::Auto => plan(HeadPlan::DENSE, 0, 0),
         HeadPattern::AShape { n_init, n_local } => plan(HeadPlan::A_SHAPE, n_init, n_local),
         HeadPattern::TriShape { n_last, .. } if n_last >= shape.q_len => plan(HeadPlan::DENSE, 0, 0),
         HeadPattern::TriShape { n_init, n_local, n_last } => {
@@ -245,7 +254,8 @@ fn range_estimate(head: &HeadPlan, shape: &AttentionShape) -> u64 {
 /// each group either whole KV heads or part of one, so that it is a call of its own. One group up to 128K tokens of
 /// (1000, 6096) heads; at 1M a few heads at a time.
 pub fn head_groups(patterns: &[HeadPattern], shape: &AttentionShape, limits: IndexLimits) -> Vec<Range<usize>> {
-    let plans: Vec<HeadPlan> = patterns.iter().map(|&p| head_plan(p, shape)).collect();
+    let plans: Vec<HeadPlan> =
+        patterns.iter().map(|p| head_plan(p.resolved(shape.kv_len, limits.sparse_from), shape)).collect();
     let rows = shape.q_len.div_ceil(BLOCK) as u64;
     let mask_words = shape.kv_len.div_ceil(BLOCK).div_ceil(32) as u64;
     let fits = |group: Range<usize>| {
@@ -297,7 +307,7 @@ mod tests {
         }
     }
 
-    const LIMITS: IndexLimits = IndexLimits { index_bytes: 448 << 20, part_bytes: u64::MAX };
+    const LIMITS: IndexLimits = IndexLimits { index_bytes: 448 << 20, part_bytes: u64::MAX, sparse_from: 4096 };
 
     #[test]
     fn capped_sums() {

@@ -150,6 +150,43 @@ impl<B: Backend> KvCache<B> {
         Ok(())
     }
 
+    /// Keys and values of a layer's tokens as the device stores them, `[KV, len, D]` each: to be kept in a file.
+    pub fn read_layer(&self, b: &B, layer: usize) -> Result<[Vec<u8>; 2]> {
+        let tensors = self.layer(layer);
+        let read = |part: usize, tensor: &Tensor<B>| {
+            let mut out = Vec::new();
+            for span in spans(tensor, 0..self.len) {
+                match self.host.get(layer) {
+                    Some(host) => out.extend_from_slice(&host[part][span]),
+                    None => out.extend(tensor.read_bytes(b, span)?),
+                }
+            }
+            Ok(out)
+        };
+        Ok([read(0, &tensors.k)?, read(1, &tensors.v)?])
+    }
+
+    /// Puts `len` tokens' keys and values, as [`Self::read_layer`] gave them, at the start of a layer. The cache counts
+    /// them once [`Self::advance`] is told.
+    pub fn write_layer(&mut self, b: &B, layer: usize, len: usize, parts: [&[u8]; 2]) -> Result<()> {
+        let at = layer.min(self.layers.len() - 1);
+        let LayerKv { k, v } = &mut self.layers[at];
+        for (part, (tensor, bytes)) in [k, v].into_iter().zip(parts).enumerate() {
+            let mut rest = bytes;
+            for span in spans(tensor, 0..len) {
+                let Some((head, after)) = rest.split_at_checked(span.len()) else {
+                    return Err(Error::invalid(format!("layer {layer}: {} bytes are too few", bytes.len())));
+                };
+                match self.host.get_mut(layer) {
+                    Some(host) => host[part][span].copy_from_slice(head),
+                    None => tensor.write_bytes(b, span.start, head)?,
+                }
+                rest = after;
+            }
+        }
+        Ok(())
+    }
+
     /// One layer's keys and values as they are stored.
     pub fn layer(&self, layer: usize) -> &LayerKv<B> {
         &self.layers[layer.min(self.layers.len() - 1)]

@@ -74,14 +74,17 @@ pub enum HeadPattern {
         /// Above 0, at most 1.
         alpha: f32,
     },
+    /// Dense on prompts too short for sparsity to pay on the device, and [`Self::AUTO`] on longer ones. With an engine's
+    /// `exact_index` off, row blocks that come out too dense to pay are computed whole, head by head.
+    Auto,
 }
 
 /// The patterns of the command line, as `--attention` and `--pattern` take them.
 pub const GRAMMAR: &str = "dense | a_shape:N_INIT:N_LOCAL | tri_shape:N_INIT:N_LOCAL:N_LAST | vertical_slash:V:S | \
-    block_sparse:TOP_K | flex:GAMMA[:TAU] | threshold:ALPHA";
+    block_sparse:TOP_K | flex:GAMMA[:TAU] | threshold:ALPHA | auto";
 
 /// Names of [`GRAMMAR`]'s later additions, refused until they exist.
-const NOT_BUILT: [&str; 2] = ["xattention", "triangle_mix"];
+const NOT_BUILT: [&str; 1] = ["xattention"];
 
 impl HeadPattern {
     /// What a head without an entry gets, as in the official loader.
@@ -96,6 +99,19 @@ impl HeadPattern {
 
     /// Fewest and most columns and diagonals of flex heads where nothing is said.
     pub const FLEX_BUDGET: [usize; 2] = [128, 0];
+
+    /// What [`Self::Auto`] does on long prompts: `gamma` is its floor of recall, of the attention mass of the last queries.
+    pub const AUTO: Self = Self::Flex { gamma: 0.95, tau: Self::FLEX_TAU, budget: Self::FLEX_BUDGET };
+
+    /// [`Self::Auto`] as what it is for so many keys, on a device where sparsity pays from `sparse_from` keys on; any other
+    /// pattern as it is.
+    pub fn resolved(self, keys: usize, sparse_from: usize) -> Self {
+        match self {
+            Self::Auto if keys < sparse_from => Self::Dense,
+            Self::Auto => Self::AUTO,
+            other => other,
+        }
+    }
 
     /// This pattern, if its arguments make sense. A window without leading keys (`n_init` 0) does; anything else that
     /// is 0, or above [`Self::MAX_ARGUMENT`], does not.
@@ -112,7 +128,7 @@ impl HeadPattern {
             false => Err(Error::invalid(format!("{self}: {what}: expected above 0 and at most 1, got {value}"))),
         };
         match self {
-            Self::Dense => {}
+            Self::Dense | Self::Auto => {}
             Self::AShape { n_init, n_local } => {
                 count("n_local", n_local, 1)?;
                 count("n_init", n_init, 0)?;
@@ -160,6 +176,7 @@ impl std::fmt::Display for HeadPattern {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Dense => f.write_str("dense"),
+            Self::Auto => f.write_str("auto"),
             Self::AShape { n_init, n_local } => write!(f, "a_shape:{n_init}:{n_local}"),
             Self::VerticalSlash { columns, offsets } => write!(f, "vertical_slash:{columns}:{offsets}"),
             Self::BlockSparse { top_k } => write!(f, "block_sparse:{top_k}"),
@@ -181,6 +198,7 @@ impl FromStr for HeadPattern {
         let arguments: Vec<&str> = parts.collect();
         match name {
             "dense" => arguments_of(text, "dense", arguments).map(|[]| Self::Dense),
+            "auto" => arguments_of(text, "auto", arguments).map(|[]| Self::Auto),
             "a_shape" => arguments_of(text, "a_shape:N_INIT:N_LOCAL", arguments)
                 .map(|[n_init, n_local]| Self::AShape { n_init, n_local }),
             "vertical_slash" => arguments_of(text, "vertical_slash:V:S", arguments)
@@ -257,14 +275,26 @@ pub enum AttentionMode {
     Uniform(HeadPattern),
     /// A pattern for each, found offline.
     Config(PatternConfig),
+    /// From a layer on [`Self::TRIANGLE`], below it another mode (TriangleMix).
+    TriangleMix {
+        /// The first layer of the triangles.
+        start_layer: usize,
+        /// What the layers below do.
+        below: Box<AttentionMode>,
+    },
 }
 
 impl AttentionMode {
+    /// TriangleMix's published sizes: 8 first keys, the 512 nearest, the last 128 queries in full.
+    pub const TRIANGLE: HeadPattern = HeadPattern::TriShape { n_init: 8, n_local: 512, n_last: 128 };
+
     /// The pattern of each query head of a layer.
     pub fn patterns(&self, layer: usize, n_heads: usize) -> Vec<HeadPattern> {
         match self {
             Self::Uniform(pattern) => vec![*pattern; n_heads],
             Self::Config(config) => (0..n_heads).map(|head| config.pattern(layer, head)).collect(),
+            Self::TriangleMix { start_layer, .. } if layer >= *start_layer => vec![Self::TRIANGLE; n_heads],
+            Self::TriangleMix { below, .. } => below.patterns(layer, n_heads),
         }
     }
 
@@ -273,6 +303,10 @@ impl AttentionMode {
         match self {
             Self::Uniform(pattern) => pattern.to_string(),
             Self::Config(_) => "config".to_owned(),
+            Self::TriangleMix { start_layer, below } if **below == Self::Uniform(HeadPattern::Dense) => {
+                format!("triangle_mix:{start_layer}")
+            }
+            Self::TriangleMix { start_layer, below } => format!("triangle_mix:{start_layer}+{}", below.name()),
         }
     }
 
@@ -281,6 +315,10 @@ impl AttentionMode {
         match self {
             Self::Uniform(_) => Ok(()),
             Self::Config(config) => config.check_model(layers, heads),
+            Self::TriangleMix { start_layer, .. } if *start_layer > layers => {
+                Err(Error::invalid(format!("triangle_mix:{start_layer}: expected a layer of the model's {layers}")))
+            }
+            Self::TriangleMix { below, .. } => below.check_model(layers, heads),
         }
     }
 }
@@ -305,6 +343,7 @@ mod tests {
             "flex:0.95",
             "flex:0.9:0",
             "threshold:0.02",
+            "auto",
         ] {
             assert_eq!(text.parse::<HeadPattern>().unwrap().to_string(), text);
         }
@@ -321,11 +360,9 @@ mod tests {
 
     #[test]
     fn later_patterns_are_unsupported_not_unknown() {
-        for text in ["xattention:8:0.9", "triangle_mix:16"] {
-            let error = text.parse::<HeadPattern>().expect_err(text);
-            assert!(matches!(error, Error::Unsupported(_)), "{error}");
-            assert!(error.to_string().contains("not built yet"), "{error}");
-        }
+        let error = "xattention:8:0.9".parse::<HeadPattern>().expect_err("xattention");
+        assert!(matches!(error, Error::Unsupported(_)), "{error}");
+        assert!(error.to_string().contains("not built yet"), "{error}");
     }
 
     #[test]
@@ -346,6 +383,25 @@ mod tests {
         assert!(error("flex:0.9:2").contains("tau: expected 0 to 1, got 2"));
         assert!(error("flex:nan").contains("\"nan\""));
         assert!(error("threshold:0").contains("alpha"));
+    }
+
+    #[test]
+    fn triangles_lie_over_another_mode() {
+        let config = PatternConfig::from_json(r#"[{"0": ["stream_llm", 100, 200, 1]}, {}]"#).unwrap();
+        let below = Box::new(AttentionMode::Config(config));
+        let mode = AttentionMode::TriangleMix { start_layer: 1, below };
+        assert_eq!(mode.patterns(0, 1), [HeadPattern::AShape { n_init: 100, n_local: 200 }]);
+        assert_eq!(mode.patterns(1, 1), [AttentionMode::TRIANGLE]);
+        assert_eq!(mode.name(), "triangle_mix:1+config");
+        assert!(mode.check_model(2, 1).is_ok());
+        assert!(AttentionMode::TriangleMix { start_layer: 3, below: Box::new(mode) }.check_model(2, 1).is_err());
+    }
+
+    #[test]
+    fn auto_is_dense_where_sparsity_does_not_pay() {
+        assert_eq!(HeadPattern::Auto.resolved(999, 1000), HeadPattern::Dense);
+        assert_eq!(HeadPattern::Auto.resolved(1000, 1000), HeadPattern::AUTO);
+        assert_eq!(HeadPattern::FALLBACK.resolved(10, 1000), HeadPattern::FALLBACK);
     }
 
     #[test]

@@ -7,7 +7,7 @@ typedef std::vector<u32> Ints;
 static int bad = 0;
 static void verdict(const std::string& what, bool ok) { if (!ok) bad++; printf("%-60s %s\n", what.c_str(), ok ? "ok" : "BAD"); fflush(stdout); }
 
-struct Head { u32 kind, a, b; Ints columns, offsets; std::vector<Ints> blocks; };
+struct Head { u32 kind, a, b; u32 c = 0; Ints columns, offsets; std::vector<Ints> blocks; };
 struct Row { std::vector<uint2> ranges; Ints columns; u32 pairs; };
 
 // One row block by the rule, key by key.
@@ -32,7 +32,7 @@ static Row plain(const Head& h, const BuildIndexParams& p, int r) {
         while (runs.back().y - 64 >= (int)p.kv_len) runs.back().y -= 64;
     } else if (h.kind == BLOCK_SPARSE) {
         for (u32 b : h.blocks[r]) if (!runs.empty() && runs.back().y == (int)b * 64) runs.back().y += 64; else runs.push_back({(int)b * 64, (int)b * 64 + 64});
-    } else if (h.kind == A_SHAPE) {
+    } else if (h.kind == A_SHAPE || (h.kind == TRI_SHAPE && last - 1 + (int)h.c < (int)(p.q_start + p.q_len))) {
         const int lo = std::max(0, begin - (int)h.b + 1);
         if ((int)h.a >= lo) runs = {{0, end}};
         else if (h.a) runs = {{0, (int)h.a}, {lo, end}};
@@ -55,22 +55,29 @@ static bool run(const std::vector<Head>& heads, BuildIndexParams p) {
     p.column_tiles = tiles;
     p.offset_capacity = offsets;
     p.block_words = (p.kv_len + 2047) / 2048;
-    const u32 rows = p.n_heads * p.row_blocks, parts = (p.row_blocks + 127) / 128;
+    const u32 rows = p.n_heads * p.row_blocks, parts = (p.row_blocks + 31) / 32;
     std::vector<uint4> plan;
     Ints columns(heads.size() * tiles * 64 + 1, NONE), list(heads.size() * offsets, NONE), counts, mask((size_t)rows * p.block_words), totals(parts * p.n_heads), pairs(rows);
     std::vector<uint2> row_ranges(rows), ranges(p.range_budget + rows), window(p.n_heads);
     std::vector<u64> keep(rows * tiles + 1);
     for (size_t h = 0; h < heads.size(); h++) {
-        plan.push_back({heads[h].kind, heads[h].a, heads[h].b, 0});
+        plan.push_back({heads[h].kind, heads[h].a, heads[h].b, heads[h].c});
         std::copy(heads[h].columns.begin(), heads[h].columns.end(), columns.begin() + h * tiles * 64);
         std::copy(heads[h].offsets.begin(), heads[h].offsets.end(), list.begin() + h * offsets);
         counts.push_back(heads[h].offsets.size());
         for (size_t r = 0; r < heads[h].blocks.size(); r++) for (u32 b : heads[h].blocks[r]) mask[(h * p.row_blocks + r) * p.block_words + b / 32] |= 1u << b % 32;
     }
-    emu::launch(parts, p.n_heads, 128, [&] { count_ranges(p, plan.data(), list.data(), counts.data(), mask.data(), row_ranges.data(), totals.data()); });
-    emu::launch(1, 1, 1024, [&] { scan_totals(totals.data(), totals.size()); });
-    emu::launch(parts, p.n_heads, 128, [&] { fill_ranges(p, plan.data(), list.data(), counts.data(), mask.data(), totals.data(), row_ranges.data(), ranges.data(), window.data()); });
-    emu::launch((p.row_blocks + 3) / 4, p.n_heads, 128, [&] { keep_columns(p, plan.data(), columns.data(), row_ranges.data(), ranges.data(), keep.data(), pairs.data()); });
+    const size_t slots = heads.size() * offsets;
+    std::vector<uint2> runs(slots, {77, 77}), links(2 * slots, {77, 77}), chain(slots, {77, 77});
+    const u32 cover_words = (p.kv_len + 64) / 32 + 1;
+    Ints depth(slots, 77), gaps(slots, 77), cover((size_t)p.n_heads * cover_words, 77);
+    const Slashes slashes{runs.data(), links.data(), depth.data(), chain.data(), cover.data(), gaps.data(), cover_words};
+    emu::launch(p.n_heads, 1, 1024, [&] { slash_gaps(p, plan.data(), list.data(), counts.data(), slashes); });
+    emu::launch((offsets + 255) / 256, p.n_heads, 256, [&] { slash_runs(p, plan.data(), list.data(), counts.data(), slashes); });
+    emu::launch(p.n_heads, 1, 1024, [&] { link_runs(p, plan.data(), list.data(), counts.data(), slashes); });
+    emu::launch(parts, p.n_heads, 1024, [&] { count_ranges(p, plan.data(), list.data(), counts.data(), mask.data(), slashes, row_ranges.data(), totals.data()); });
+    emu::launch((rows + 1023) / 1024, 1, 1024, [&] { place_rows(p, totals.data(), row_ranges.data()); });
+    emu::launch((p.row_blocks + 7) / 8, p.n_heads, 256, [&] { fill_rows(p, plan.data(), columns.data(), list.data(), counts.data(), mask.data(), slashes, row_ranges.data(), ranges.data(), keep.data(), window.data(), pairs.data()); });
     bool ok = true;
     std::set<u32> used;
     for (u32 h = 0; h < p.n_heads; h++)
@@ -78,10 +85,15 @@ static bool run(const std::vector<Head>& heads, BuildIndexParams p) {
             const u32 row = h * p.row_blocks + r;
             Row want = plain(heads[h], p, r);
             const uint2 own = row_ranges[row];
-            if (own.x >= p.range_budget) {               // over the budget: dense
-                Head dense = {DENSE};
-                want = plain(dense, p, r);
-                if (heads[h].kind == A_SHAPE) want.pairs = pairs[row];
+            const Row all = plain(Head{DENSE}, p, r);
+            const bool sparse = heads[h].kind == VERTICAL_SLASH || heads[h].kind == BLOCK_SPARSE;
+            const bool full = p.dense_above < 256 && sparse && want.pairs > all.pairs / 256 * p.dense_above;
+            if (full) ok &= own.x == p.range_budget + row;
+            if (own.x >= p.range_budget) {               // over the budget, or denser than pays: dense
+                ok &= full || p.range_budget < 4000;
+                const u32 windowed = want.pairs;
+                want = all;
+                if (heads[h].kind == A_SHAPE) want.pairs = windowed;
             } else {
                 for (u32 i = 0; i < own.y; i++) ok &= used.insert(own.x + i).second && own.x + i < p.range_budget;
             }
@@ -107,7 +119,7 @@ int main(int argc, char** argv) {
         std::vector<Head> heads;
         for (int i = 0; i < 6; i++) {
             Head h{};
-            h.kind = dice() % 4;
+            h.kind = dice() % 5;
             const int rows = (p.q_len + 63) / 64;
             if (h.kind == VERTICAL_SLASH) {
                 h.columns = some(p.kv_len, dice() % 200);
@@ -118,9 +130,10 @@ int main(int argc, char** argv) {
                     const u32 begin = p.q_start + 64 * r;
                     h.blocks.push_back(some(begin / 64 + 1, 1 + dice() % 5));
                 }
-            } else if (h.kind == A_SHAPE) { h.a = dice() % 3 ? dice() % 200 : 0; h.b = 1 + dice() % 300; }
+            } else if (h.kind == A_SHAPE || h.kind == TRI_SHAPE) { h.a = dice() % 3 ? dice() % 200 : 0; h.b = 1 + dice() % 300; h.c = h.kind == TRI_SHAPE ? dice() % 200 : 0; }
             heads.push_back(h);
         }
+        p.dense_above = round % 4 == 3 ? dice() % 256 : 256;
         p.range_budget = round % 5 == 4 ? dice() % 40 : 4000;
         if (!run(heads, p)) verdict("random plan " + std::to_string(round), false);
     }
@@ -134,6 +147,7 @@ int main(int argc, char** argv) {
             BuildIndexParams p{};
             p.q_len = p.kv_len = st.parameter(name, "n");
             p.range_budget = 100000;
+            p.dense_above = 256;
             Head h{VERTICAL_SLASH};
             h.columns.assign(v.begin(), v.end());
             h.offsets.assign(s.rbegin(), s.rend());

@@ -182,6 +182,7 @@ static inline unsigned pack2(float lo, float hi) { return emu::float_to_half(lo)
 static inline float2 unpack2(unsigned x) { return {emu::half_to_float(x), emu::half_to_float(x >> 16)}; }
 static inline float to_f32(act x) { return emu::half_to_float(x.bits); }
 static inline act to_act(float x) { return {emu::float_to_half(x)}; }
+static inline float __fmul_rn(float x, float y) { volatile float z = x * y; return z; }
 static inline float exp2_fast(float x) { return exp2f(x); }
 
 // ------------------------------------------------------------------------------------------------ sm_90a primitives

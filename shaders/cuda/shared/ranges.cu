@@ -32,6 +32,10 @@ __device__ __forceinline__ u64 bits(int lo, int hi) {   // bits lo .. hi - 1, 0 
 }
 // The keys of r in the tile that begins at `start`, taken from r.
 __device__ __forceinline__ u64 take_tile(Ranges& r, int start, const uint2* __restrict__ ranges) {
+    if (r.at == start && r.stop - start > 64) {         // inside a range: as a rule
+        r.at = start + 64;
+        return ~0ull;
+    }
     u64 keep = 0;
     // Two ranges of a row block may begin within one tile (official ranges are at least 64 long, others need not be).
     while (r.at != NO_KEY && r.at - start < 64) {

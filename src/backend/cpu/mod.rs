@@ -157,6 +157,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn sparse_from(&self) -> usize {
+        // As the trait says, with --device cpu.
+        4096
+    }
+
     fn embed(&self, p: &EmbedParams, ids: Slice<Self>, table: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
         embed::embed(p, ids.read(), table.dtype, table.read(), out.write())
     }

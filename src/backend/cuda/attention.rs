@@ -38,7 +38,10 @@ pub(super) fn attention(
     b.launch(&gather, "gather_columns", launch, &args)?;
 
     // order of work, and behind it the counter that a persistent kernel takes items by
-    let hopper = b.limits.hopper && matches!(p.head_dim, 64 | 96 | 128) && b.options.attention == AttentionKernel::Auto;
+    // (which stores 16 bytes at a time)
+    let aligned = out % 16 == 0 && (p.out_row_stride | p.out_head_stride).is_multiple_of(8);
+    let dims = matches!(p.head_dim, 64 | 96 | 128);
+    let hopper = b.limits.hopper && dims && aligned && b.options.attention == AttentionKernel::Auto;
     let row_blocks = if hopper { 2 } else { sm80_row_blocks(b, p.head_dim) };
     let items = p.n_heads * p.row_blocks.div_ceil(row_blocks);
     let order = b.alloc_buffer((items as usize + 1) * 4)?;

@@ -71,6 +71,7 @@ pub(super) trait KernelArg {}
 impl KernelArg for u32 {}
 impl KernelArg for u64 {}
 impl KernelArg for TensorMap {}
+impl KernelArg for Slashes {}
 macro_rules! kernel_args {
     ($($name:ident),*) => { $(impl KernelArg for crate::backend::params::$name {})* };
 }
@@ -97,6 +98,14 @@ kernel_args!(
     BuildIndexParams,
     AttentionParams
 );
+
+/// `Slashes` of build_index.cu: six pointers and a length.
+#[repr(C)]
+pub(super) struct Slashes {
+    pub(super) addresses: [u64; 6],
+    pub(super) cover_words: u32,
+    pub(super) padding: u32,
+}
 
 /// `&value` as an argument.
 pub(super) fn arg<T: KernelArg>(value: &T) -> Arg<'_> {

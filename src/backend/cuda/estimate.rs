@@ -1,6 +1,6 @@
 //! Scores, choices and the index: what runs before attention, with no read-back.
 
-use super::device::{Launch, arg};
+use super::device::{Launch, Slashes, arg};
 use super::elementwise::require_vectors;
 use super::{Cuda, address, address_mut, kernels};
 use crate::Result;
@@ -11,8 +11,10 @@ use crate::backend::{IndexChoice, IndexSlices, IndexSlicesMut, Slice, SliceMut};
 const SPLIT_KEYS: u32 = 1024;
 /// Scores of one block of the top-k kernels (`PART` in select_top_k.cu).
 const TOP_K_PART: u32 = 8192;
-/// Row blocks of one block of the range kernels (`ROWS` in build_index.cu).
-const INDEX_ROWS: u32 = 128;
+/// Row blocks of one block of `count_ranges` (`COUNTED` in build_index.cu).
+const COUNTED_ROWS: u32 = 32;
+/// Row blocks of one block of `place_rows` (`PLACE` there).
+const PLACED_ROWS: u32 = 1024;
 
 pub(super) fn score_last_queries(
     b: &Cuda,
@@ -192,26 +194,44 @@ pub(super) fn build_index(
         &[choice.plan, choice.columns, choice.offsets, choice.offset_count, choice.block_mask].map(|s| address(&s));
     let [row_ranges, ranges, keep, window, pairs] =
         &[out.row_ranges, out.ranges, out.keep, out.window, out.pairs].map(|s| address_mut(&s));
-    let parts = p.row_blocks.div_ceil(INDEX_ROWS);
-    let n_totals = parts * p.n_heads;
-    let totals = b.alloc_buffer(n_totals as usize * 4)?;
+
+    // one run an offset, and the chains that they make
+    let slots = (p.n_heads * p.offset_capacity) as usize;
+    let cover_words = (p.kv_len + 64) / 32 + 1;
+    let parts = [8, 16, 8, 4, 4].map(|bytes| slots * bytes);
+    let (room, cover) = (b.alloc_buffer(parts.iter().sum())?, (p.n_heads * cover_words) as usize * 4);
+    let cover = b.alloc_buffer(cover)?;
+    let mut next = room.address();
+    let [runs, links, chain, depth, gaps] = parts.map(|bytes| {
+        next += bytes as u64;
+        next - bytes as u64
+    });
+    let slashes = &Slashes { addresses: [runs, links, depth, chain, cover.address(), gaps], cover_words, padding: 0 };
+    let args = [arg(p), arg(plan), arg(offsets), arg(offset_count), arg(slashes)];
+    let launch = Launch::new([p.offset_capacity.div_ceil(256), p.n_heads, 1], 256);
+    b.launch(&kernel, "slash_gaps", Launch::new([p.n_heads, 1, 1], 1024), &args)?;
+    b.launch(&kernel, "slash_runs", launch, &args)?;
+    b.launch(&kernel, "link_runs", Launch::new([p.n_heads, 1, 1], 1024), &args)?;
+
+    // how many ranges each row block has, where they go, and all the rest
+    let counted = p.row_blocks.div_ceil(COUNTED_ROWS);
+    let totals = b.alloc_buffer((counted * p.n_heads) as usize * 4)?;
     let totals = &totals.address();
-    let rows = Launch::new([parts, p.n_heads, 1], INDEX_ROWS);
+    let rows = Launch::new([counted, p.n_heads, 1], 32 * COUNTED_ROWS);
     #[rustfmt::skip]
     let args = [
-        arg(p), arg(plan), arg(offsets), arg(offset_count), arg(block_mask), arg(row_ranges), arg(totals),
+        arg(p), arg(plan), arg(offsets), arg(offset_count), arg(block_mask), arg(slashes), arg(row_ranges), arg(totals),
     ];
     b.launch(&kernel, "count_ranges", rows, &args)?;
-    b.launch(&kernel, "scan_totals", Launch::new([1, 1, 1], 1024), &[arg(totals), arg(&n_totals)])?;
+    let place = Launch::new([(p.n_heads * p.row_blocks).div_ceil(PLACED_ROWS), 1, 1], PLACED_ROWS);
+    b.launch(&kernel, "place_rows", place, &[arg(p), arg(totals), arg(row_ranges)])?;
+    let warps = Launch::new([p.row_blocks.div_ceil(8), p.n_heads, 1], 256);
     #[rustfmt::skip]
     let args = [
-        arg(p), arg(plan), arg(offsets), arg(offset_count), arg(block_mask), arg(totals), arg(row_ranges), arg(ranges),
-        arg(window),
+        arg(p), arg(plan), arg(columns), arg(offsets), arg(offset_count), arg(block_mask), arg(slashes), arg(row_ranges),
+        arg(ranges), arg(keep), arg(window), arg(pairs),
     ];
-    b.launch(&kernel, "fill_ranges", rows, &args)?;
-    let warps = Launch::new([p.row_blocks.div_ceil(4), p.n_heads, 1], 128);
-    let args = [arg(p), arg(plan), arg(columns), arg(row_ranges), arg(ranges), arg(keep), arg(pairs)];
-    b.launch(&kernel, "keep_columns", warps, &args)
+    b.launch(&kernel, "fill_rows", warps, &args)
 }
 
 pub(super) fn clip_index(

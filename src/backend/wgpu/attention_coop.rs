@@ -7,7 +7,7 @@ use crate::{DType, Error, Result};
 
 /// One form of the kernel: how a workgroup divides its rows, keys and head among subgroups.
 ///
-/// As text: `s8t2r2k32p1`, with `e` behind it for workgroup memory element by element and `r` for scores in registers.
+/// As text: `s8t2r2k32p1`, with `e` behind it for workgroup memory element by element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CoopVariant {
     /// Subgroups of a workgroup.
@@ -22,16 +22,13 @@ pub struct CoopVariant {
     pub prefetch: bool,
     /// Whether workgroup memory is in vectors of four: not on Metal.
     pub vectors: bool,
-    /// Whether scores stay in registers: where SPIR-V can be given as it is.
-    pub registers: bool,
 }
 
 impl std::fmt::Display for CoopVariant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { subgroups, team, row_tiles, keys, prefetch, vectors, registers } = *self;
+        let Self { subgroups, team, row_tiles, keys, prefetch, vectors } = *self;
         write!(f, "s{subgroups}t{team}r{row_tiles}k{keys}p{}", u32::from(prefetch))?;
-        f.write_str(if vectors { "" } else { "e" })?;
-        f.write_str(if registers { "r" } else { "" })
+        f.write_str(if vectors { "" } else { "e" })
     }
 }
 
@@ -39,8 +36,7 @@ impl std::str::FromStr for CoopVariant {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (rest, registers) = text.strip_suffix('r').map_or((text, false), |rest| (rest, true));
-        let (mut rest, vectors) = rest.strip_suffix('e').map_or((rest, true), |rest| (rest, false));
+        let (mut rest, vectors) = text.strip_suffix('e').map_or((text, true), |rest| (rest, false));
         let mut number = |letter: char| {
             let digits = rest.strip_prefix(letter)?;
             let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
@@ -50,7 +46,7 @@ impl std::str::FromStr for CoopVariant {
         let all = (number('s'), number('t'), number('r'), number('k'), number('p'));
         match (all, rest) {
             ((Some(subgroups), Some(team), Some(row_tiles), Some(keys), Some(prefetch @ 0..=1)), "") => {
-                Ok(Self { subgroups, team, row_tiles, keys, prefetch: prefetch == 1, vectors, registers })
+                Ok(Self { subgroups, team, row_tiles, keys, prefetch: prefetch == 1, vectors })
             }
             _ => Err(Error::invalid(format!("attention variant: expected one like s8t2r2k32p1, got {text}"))),
         }
@@ -59,36 +55,9 @@ impl std::str::FromStr for CoopVariant {
 
 /// All forms that are tried, best guess first, for matrices of 16 and of 8. Two subgroups (`s2t1r2k32p0`) are left out:
 /// an H100 computed them wrongly (relative error 1 and more).
-const VARIANTS_16: [&str; 16] = [
-    "s8t2r2k32p1",
-    "s4t1r2k32p0",
-    "s8t1r1k32p1",
-    "s4t2r2k32p1",
-    "s8t2r2k32p0",
-    "s4t1r1k32p1",
-    "s4t1r1k16p1",
-    "s8t2r2k16p1",
-    "s4t1r2k16p1",
-    "s8t2r2k32p1r",
-    "s8t2r2k32p0r",
-    "s8t1r1k32p1r",
-    "s4t2r2k32p1r",
-    "s4t2r2k32p0r",
-    "s4t1r1k32p1r",
-    "s4t1r2k32p0r",
-];
-const VARIANTS_8: [&str; 10] = [
-    "s4t1r2k16p1e",
-    "s8t1r1k16p1e",
-    "s8t2r2k16p0e",
-    "s8t1r2k16p1",
-    "s16t2r1k16p1",
-    "s4t1r2k32p0",
-    "s4t1r2k16p1r",
-    "s8t2r2k16p0er",
-    "s8t1r2k16p1r",
-    "s16t2r1k16p1r",
-];
+const VARIANTS_16: [&str; 4] = ["s8t2r2k32p1", "s4t1r2k32p0", "s8t1r1k32p1", "s4t1r1k16p1"];
+const VARIANTS_8: [&str; 6] =
+    ["s4t1r2k16p1e", "s8t1r1k16p1e", "s8t2r2k16p0e", "s8t1r2k16p1", "s16t2r1k16p1", "s4t1r2k32p0"];
 
 impl CoopVariant {
     /// The forms that a device can run for a head dim of the kernels, best guess first; empty without cooperative matrices
@@ -119,7 +88,6 @@ impl CoopVariant {
         let rows = self.rows(traits);
         let lanes_row = sg * self.team.max(1) / (self.row_tiles.min(self.team) * cm).max(1);
         traits.subgroup_min == sg
-            && (traits.passthrough || !self.registers)
             && cm > 0
             && head_dim.is_multiple_of(cm * self.team)
             && self.keys.is_multiple_of(cm * self.team)
@@ -149,8 +117,7 @@ impl CoopVariant {
         let lanes_out = sg / cm;
         let out_group = self.out_group(traits, head_dim);
         let threads = sg * self.subgroups;
-        let kernel = if self.registers { "attention_coop_registers" } else { "attention_coop" };
-        let form = Specialisation::new(kernel, traits)
+        Specialisation::new("attention_coop", traits)
             .cooperative()
             .constant("HEAD_DIM", head_dim)
             .constant("CM", cm)
@@ -164,6 +131,7 @@ impl CoopVariant {
             .constant("ND", head_dim / cm)
             .constant("ND_MEMBER", head_dim / cm / self.team)
             .constant("NB", self.keys / cm)
+            .constant("WORDS", 1)
             .constant("NB_MEMBER", self.keys / cm / self.team)
             .constant("STAGE", (self.keys * head_dim / 8).div_ceil(threads))
             .constant("SOFTMAX_TILES", softmax_tiles)
@@ -178,12 +146,8 @@ impl CoopVariant {
             .lanes(4)
             .with("invocation_subgroup")
             .with("coop_walk")
-            .with(if self.vectors { "coop_tiles_vec4" } else { "coop_tiles_scalar" });
-        if self.registers {
-            form.constant("VECS_MEMBER", self.keys / self.team / 4 / lanes_out).elementwise(cm * cm / sg)
-        } else {
-            form
-        }
+            .with("coop_stage")
+            .with(if self.vectors { "coop_tiles_vec4" } else { "coop_tiles_scalar" })
     }
 }
 

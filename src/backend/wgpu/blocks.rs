@@ -23,7 +23,7 @@ fn scoring(traits: &Traits, head_dim: u32) -> Specialisation {
 }
 
 fn choosing(traits: &Traits) -> Specialisation {
-    selecting(traits, "select_blocks").constant("BLOCK_SPARSE", HeadPlan::BLOCK_SPARSE)
+    selecting(traits, "select_blocks", 256).constant("BLOCK_SPARSE", HeadPlan::BLOCK_SPARSE)
 }
 
 pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {

@@ -1,9 +1,11 @@
 //! Device memory, its account, and the parts of it that a kernel binds.
 
+use super::context::lock;
 use crate::backend::{MemoryStats, Slice, SliceMut};
 use crate::{DType, Error, Result};
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::Wgpu;
 
@@ -12,6 +14,7 @@ use super::Wgpu;
 pub(super) struct Account {
     current: AtomicU64,
     peak: AtomicU64,
+    pub(super) spares: Spares,
 }
 
 impl Account {
@@ -30,6 +33,38 @@ impl Account {
 
     pub(super) fn reset_peak(&self) {
         self.peak.store(self.current.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// Buffers that were given back, for the next ones of their size: making a large buffer and clearing it, as wgpu does,
+/// takes longer than many kernels, and every layer of a pre-fill asks for the same sizes again.
+#[derive(Debug, Default)]
+pub(super) struct Spares {
+    /// Oldest first.
+    buffers: Mutex<VecDeque<wgpu::Buffer>>,
+}
+
+impl Spares {
+    /// Bytes kept at most, besides those on the account.
+    const MOST: u64 = 256 << 20;
+
+    pub(super) fn take(&self, size: u64) -> Option<wgpu::Buffer> {
+        let mut buffers = lock(&self.buffers);
+        let at = buffers.iter().rposition(|buffer| buffer.size() == size)?;
+        buffers.remove(at)
+    }
+
+    fn give(&self, buffer: wgpu::Buffer) {
+        let mut buffers = lock(&self.buffers);
+        buffers.push_back(buffer);
+        while buffers.len() > 64 || buffers.iter().map(wgpu::Buffer::size).sum::<u64>() > Self::MOST {
+            buffers.pop_front();
+        }
+    }
+
+    /// Lets go of all of them.
+    pub(super) fn clear(&self) {
+        lock(&self.buffers).clear();
     }
 }
 
@@ -86,6 +121,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some((account, bytes)) = &self.account {
             account.remove(*bytes);
+            account.spares.give(self.raw.clone());
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::buffer::Binding;
 use super::link::Specialisation;
 use super::queue::fold;
-use super::select_top_k::scanning;
+use super::select_top_k::{long_rows, scanning};
 use super::{Traits, Wgpu};
 use crate::Result;
 use crate::backend::params::EXACT;
@@ -25,7 +25,7 @@ fn rows(traits: &Traits, write: bool) -> Specialisation {
 }
 
 fn place(traits: &Traits) -> Specialisation {
-    scanning(traits, "build_index_place")
+    scanning(traits, "build_index_place", long_rows(traits))
 }
 
 fn keep(traits: &Traits) -> Specialisation {

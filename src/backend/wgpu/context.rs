@@ -303,6 +303,7 @@ impl Context {
             subgroup_min: if capabilities.subgroups() { capabilities.info.subgroup_min_size } else { 0 },
             subgroup_max: if capabilities.subgroups() { capabilities.info.subgroup_max_size } else { 0 },
             workgroup_bytes: capabilities.limits.max_compute_workgroup_storage_size,
+            workgroup_invocations: capabilities.limits.max_compute_invocations_per_workgroup,
             passthrough: vulkan && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS),
         };
         let disk = device
@@ -371,10 +372,15 @@ impl Context {
         }
     }
 
+    /// The size of a buffer for so many bytes.
+    pub(super) fn buffer_size(bytes: usize) -> u64 {
+        (bytes as u64).next_multiple_of(16).max(16)
+    }
+
     /// A storage buffer of at least so many bytes.
     pub(super) fn create_buffer(&self, bytes: usize, mapped_at_creation: bool) -> Result<wgpu::Buffer> {
         self.check()?;
-        let size = (bytes as u64).next_multiple_of(16).max(16);
+        let size = Self::buffer_size(bytes);
         if size > self.limits.max_buffer_size {
             return Err(Error::OutOfMemory(format!(
                 "a buffer of {bytes} bytes was asked, {} makes them up to {}",

@@ -1,23 +1,20 @@
 //! Element by element operations on cooperative matrices, which SPIR-V has and WGSL has not.
 //!
-//! `shaders/shared/coop_elements.wgsl` declares them as functions with empty bodies. naga writes the module as SPIR-V,
-//! and [`splice`] puts the real bodies in, found by name: a conversion (`OpFConvert`), and loops over the elements that a
-//! lane holds (`OpAccessChain` into a matrix), unrolled. Which elements those are is the driver's affair; these operations
-//! do not ask.
+//! `shaders/shared/coop_rows.wgsl` declares them as functions with empty bodies. naga writes the module as SPIR-V, and
+//! [`splice`] puts the real bodies in, found by name: loads and stores of the elements that a lane holds (`OpAccessChain`
+//! into a matrix), unrolled, with a conversion where the matrix is of f16. Which elements those are is the driver's
+//! affair: `attention_rows.rs` asks the device before it relies on it.
 //!
-//! That takes scores through an exponential and into f16 without a way through workgroup memory as f32: 8 of the 12 bytes
-//! a score costs there.
+//! With them scores, their exponentials and the operand of the second product stay in registers.
 
 use crate::{Error, Result};
 use std::collections::HashMap;
 
-// Instructions of SPIR-V 1.x, section 3.52, and of GLSL.std.450.
-const EXT_INST_IMPORT: u32 = 11;
-const EXT_INST: u32 = 12;
-const MEMORY_MODEL: u32 = 14;
+// Instructions of SPIR-V 1.x, section 3.52.
 const NAME: u32 = 5;
 const TYPE_INT: u32 = 21;
 const TYPE_FLOAT: u32 = 22;
+const TYPE_STRUCT: u32 = 30;
 const TYPE_POINTER: u32 = 32;
 const CONSTANT: u32 = 43;
 const FUNCTION: u32 = 54;
@@ -27,13 +24,13 @@ const VARIABLE: u32 = 59;
 const LOAD: u32 = 61;
 const STORE: u32 = 62;
 const ACCESS_CHAIN: u32 = 65;
+const COMPOSITE_CONSTRUCT: u32 = 80;
+const COMPOSITE_EXTRACT: u32 = 81;
 const F_CONVERT: u32 = 115;
 const LABEL: u32 = 248;
 const TYPE_COOPERATIVE_MATRIX: u32 = 4456;
 const COOPERATIVE_MATRIX_LOAD: u32 = 4457;
 const RETURN_VALUE: u32 = 254;
-const EXP2: u32 = 29;
-const F_MAX: u32 = 40;
 const STORAGE_FUNCTION: u32 = 7;
 
 /// Words before the first instruction; the fourth is the bound of ids.
@@ -42,13 +39,16 @@ const HEADER: usize = 5;
 /// What a body does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Operation {
-    Exp2,
-    Max,
-    F16,
+    Elements,
+    Accumulator,
+    Operand,
 }
 
-const FUNCTIONS: [(&str, Operation); 3] =
-    [("fragment_exp2", Operation::Exp2), ("fragment_max", Operation::Max), ("fragment_f16", Operation::F16)];
+const FUNCTIONS: [(&str, Operation); 3] = [
+    ("elements_of", Operation::Elements),
+    ("accumulator_of", Operation::Accumulator),
+    ("operand_of", Operation::Operand),
+];
 
 /// An instruction: where it begins, and its words, the first being length and code.
 struct Instruction<'a> {
@@ -94,7 +94,6 @@ struct Ids {
     declared: Vec<u32>,
     pointers: HashMap<u32, u32>,
     float: u32,
-    extended: u32,
     indices: Vec<u32>,
 }
 
@@ -116,7 +115,7 @@ impl Ids {
     }
 }
 
-/// Puts the bodies of `shared/coop_elements.wgsl` into a module that naga wrote with names; a lane holds `elements` of a
+/// Puts the bodies of `shared/coop_rows.wgsl` into a module that naga wrote with names; a lane holds `elements` of a
 /// fragment.
 pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
     let all = instructions(words)?;
@@ -132,24 +131,13 @@ pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
             FUNCTIONS.iter().find(|(known, _)| *known == name).map(|(_, operation)| (i.words[1], *operation))
         })
         .collect();
-    if functions.len() != FUNCTIONS.len() {
-        return Err(missing("function of coop_elements.wgsl"));
+    if functions.is_empty() {
+        return Err(missing("function of coop_rows.wgsl"));
     }
 
     let uint = find(TYPE_INT, &|w| w[2..] == [32, 0]).ok_or_else(|| missing("type u32"))?;
     let float = find(TYPE_FLOAT, &|w| w[2] == 32).ok_or_else(|| missing("type f32"))?;
-    let mut ids =
-        Ids { next: words[3], declared: vec![], pointers: HashMap::new(), float, extended: 0, indices: vec![] };
-    let mut imports = Vec::new();
-    ids.extended = match find(EXT_INST_IMPORT, &|w| text(&w[2..]) == "GLSL.std.450") {
-        Some(id) => id,
-        None => {
-            let id = ids.fresh();
-            // "GLSL.std.450" and its zero, four bytes a word.
-            push(&mut imports, EXT_INST_IMPORT, &[id, 0x4c53_4c47, 0x6474_732e, 0x3035_342e, 0]);
-            id
-        }
-    };
+    let mut ids = Ids { next: words[3], declared: vec![], pointers: HashMap::new(), float, indices: vec![] };
     for index in 0..elements {
         let id = ids.fresh();
         push(&mut ids.declared, CONSTANT, &[uint, id, index]);
@@ -157,22 +145,33 @@ pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
     }
     let _ = ids.pointer(float);
 
+    // The type of a struct's first member.
+    let find_struct = |id: u32| {
+        all.iter().find(|i| i.code() == TYPE_STRUCT && i.words[1] == id && i.words.len() == 4).map(|i| i.words[2])
+    };
     // First the bodies, which declare pointer types, then the module around them.
     let mut bodies = Vec::new();
     for (i, instruction) in all.iter().enumerate().filter(|(_, i)| i.code() == FUNCTION) {
         let Some((_, operation)) = functions.iter().find(|(id, _)| *id == instruction.words[2]) else { continue };
         let parameter = all.get(i + 1).filter(|p| p.code() == FUNCTION_PARAMETER);
-        let parameter = parameter.ok_or_else(|| missing("parameter of a function of coop_elements.wgsl"))?;
+        let parameter = parameter.ok_or_else(|| missing("parameter of a function of coop_rows.wgsl"))?;
         let end = all[i..].iter().find(|j| j.code() == FUNCTION_END).ok_or_else(|| missing("end of a function"))?;
-        let body = body(&mut ids, *operation, instruction.words[1], parameter.words[1], parameter.words[2]);
+        let (result, given) = (instruction.words[1], [parameter.words[1], parameter.words[2]]);
+        let body = match operation {
+            Operation::Elements => {
+                let quad = find_struct(result).ok_or_else(|| missing("struct of elements"))?;
+                elements_of(&mut ids, result, quad, given)
+            }
+            Operation::Accumulator => fragment_of(&mut ids, result, None, given[1]),
+            Operation::Operand => {
+                let half = find(TYPE_FLOAT, &|w| w[2] == 16).ok_or_else(|| missing("type f16"))?;
+                fragment_of(&mut ids, result, Some(half), given[1])
+            }
+        };
         bodies.push((parameter.at + parameter.words.len(), end.at, body));
     }
     let first_function = all.iter().find(|i| i.code() == FUNCTION).map_or(words.len(), |i| i.at);
-    // Imports stand before the memory model.
-    let model = all.iter().find(|i| i.code() == MEMORY_MODEL).ok_or_else(|| missing("memory model"))?;
-    let mut out = words[..model.at].to_vec();
-    out.extend(imports);
-    out.extend(&words[model.at..first_function]);
+    let mut out = words[..first_function].to_vec();
     out.extend(&ids.declared);
     let mut from = first_function;
     for (start, end, body) in bodies {
@@ -215,49 +214,72 @@ pub(super) fn matrices_of_words(words: &[u32]) -> Result<Vec<u32>> {
     Ok(out)
 }
 
-/// The blocks of one function: `parameter` of type `matrix` in, `result` out.
-fn body(ids: &mut Ids, operation: Operation, result: u32, matrix: u32, parameter: u32) -> Vec<u32> {
+/// A struct of two vectors of four with what a lane holds of a matrix.
+fn elements_of(ids: &mut Ids, result: u32, quad: u32, [matrix, parameter]: [u32; 2]) -> Vec<u32> {
     let mut out = Vec::new();
     push(&mut out, LABEL, &[ids.fresh()]);
-    if operation == Operation::F16 {
-        let converted = ids.fresh();
-        push(&mut out, F_CONVERT, &[result, converted, parameter]);
-        push(&mut out, RETURN_VALUE, &[converted]);
-        return out;
-    }
-    let (matrix_pointer, float_pointer) = (ids.pointer(matrix), ids.pointer(ids.float));
-    let variable = ids.fresh();
+    let (matrix_pointer, float_pointer, variable) = (ids.pointer(matrix), ids.pointer(ids.float), ids.fresh());
     push(&mut out, VARIABLE, &[matrix_pointer, variable, STORAGE_FUNCTION]);
     push(&mut out, STORE, &[variable, parameter]);
-    let mut largest = None;
+    let mut elements = Vec::new();
     for index in ids.indices.clone() {
         let (place, element) = (ids.fresh(), ids.fresh());
         push(&mut out, ACCESS_CHAIN, &[float_pointer, place, variable, index]);
         push(&mut out, LOAD, &[ids.float, element, place]);
-        let combined = match (operation, largest) {
-            (Operation::Max, None) => element,
-            (Operation::Max, Some(before)) => {
-                let id = ids.fresh();
-                push(&mut out, EXT_INST, &[ids.float, id, ids.extended, F_MAX, before, element]);
-                id
-            }
-            _ => {
-                let id = ids.fresh();
-                push(&mut out, EXT_INST, &[ids.float, id, ids.extended, EXP2, element]);
-                push(&mut out, STORE, &[place, id]);
-                id
-            }
-        };
-        largest = Some(combined);
+        elements.push(element);
     }
-    let returned = match (operation, largest) {
-        (Operation::Max, Some(largest)) => largest,
-        _ => {
-            let id = ids.fresh();
-            push(&mut out, LOAD, &[matrix, id, variable]);
-            id
-        }
-    };
-    push(&mut out, RETURN_VALUE, &[returned]);
+    let (low, high, both) = (ids.fresh(), ids.fresh(), ids.fresh());
+    for (id, four) in [low, high].into_iter().zip(elements.chunks(4)) {
+        push(&mut out, COMPOSITE_CONSTRUCT, &[&[quad, id], four].concat());
+    }
+    push(&mut out, COMPOSITE_CONSTRUCT, &[result, both, low, high]);
+    push(&mut out, RETURN_VALUE, &[both]);
     out
+}
+
+/// A matrix from such a struct, its elements converted to the type `half` if given.
+fn fragment_of(ids: &mut Ids, matrix: u32, half: Option<u32>, parameter: u32) -> Vec<u32> {
+    let mut out = Vec::new();
+    push(&mut out, LABEL, &[ids.fresh()]);
+    let (matrix_pointer, variable) = (ids.pointer(matrix), ids.fresh());
+    let element_pointer = ids.pointer(half.unwrap_or(ids.float));
+    push(&mut out, VARIABLE, &[matrix_pointer, variable, STORAGE_FUNCTION]);
+    for (i, index) in (0..).zip(ids.indices.clone()) {
+        let (mut element, place) = (ids.fresh(), ids.fresh());
+        push(&mut out, COMPOSITE_EXTRACT, &[ids.float, element, parameter, i / 4, i % 4]);
+        if let Some(half) = half {
+            let converted = ids.fresh();
+            push(&mut out, F_CONVERT, &[half, converted, element]);
+            element = converted;
+        }
+        push(&mut out, ACCESS_CHAIN, &[element_pointer, place, variable, index]);
+        push(&mut out, STORE, &[place, element]);
+    }
+    let id = ids.fresh();
+    push(&mut out, LOAD, &[matrix, id, variable]);
+    push(&mut out, RETURN_VALUE, &[id]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::wgpu::attention_rows::layout;
+    use crate::backend::wgpu::{Tier, Traits};
+
+    #[test]
+    fn bodies_are_put_in_and_ids_stay_below_the_bound() {
+        let (_, traits) = Traits::KNOWN.iter().find(|(_, traits)| traits.tier == Tier::Coop16).unwrap();
+        let words = layout(traits).module().unwrap().spirv().unwrap();
+        let all = instructions(&words).unwrap();
+        let named = |name: &str| all.iter().find(|i| i.code() == NAME && text(&i.words[2..]) == name).unwrap().words[1];
+        for (name, loads, stores) in [("elements_of", 8, 1), ("operand_of", 1, 8)] {
+            let first = all.iter().position(|i| i.code() == FUNCTION && i.words[2] == named(name)).unwrap();
+            let end = all[first..].iter().position(|i| i.code() == FUNCTION_END).unwrap();
+            let count = |code| all[first..first + end].iter().filter(|i| i.code() == code).count();
+            assert_eq!((count(LOAD), count(STORE), count(ACCESS_CHAIN)), (loads, stores, 8), "{name}");
+        }
+        let variables = all.iter().filter(|i| i.code() == VARIABLE).map(|i| i.words[2]);
+        assert!(variables.max().unwrap() < words[3]);
+    }
 }

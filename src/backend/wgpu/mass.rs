@@ -11,7 +11,7 @@ use crate::backend::{Slice, SliceMut};
 use crate::{Error, Result};
 
 fn by_mass(traits: &Traits, kernel: &'static str) -> Specialisation {
-    scanning(traits, kernel).with("mass")
+    scanning(traits, kernel, 256).with("mass")
 }
 
 fn grouping(traits: &Traits) -> Specialisation {

@@ -50,6 +50,8 @@ pub(super) struct Recorder {
     launches: usize,
     staged_bytes: u64,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
+    /// Kernels and their seconds on the device, while somebody wants to know.
+    times: Option<Vec<(String, f64)>>,
 }
 
 impl Recorder {
@@ -74,10 +76,21 @@ impl Recorder {
                 Command::Copy { .. } => Ok(None),
             })
             .collect::<Result<_>>()?;
+        let clock = match self.times {
+            Some(_) if pipelines.iter().any(Option::is_some) => {
+                Some(Clock::new(context, pipelines.iter().flatten().count() as u32)?)
+            }
+            _ => None,
+        };
         let index = context.guarded("submitting work", || {
-            let encoded = (!commands.is_empty()).then(|| encode(context, &commands, &pipelines));
+            let encoded = (!commands.is_empty()).then(|| encode(context, &commands, &pipelines, clock.as_ref()));
             context.queue.submit(encoded)
         })?;
+        if let (Some(clock), Some(times)) = (clock, &mut self.times) {
+            let seconds = clock.read(context)?;
+            let labels = pipelines.iter().flatten().map(|pipeline| pipeline.label.clone());
+            times.extend(labels.zip(seconds));
+        }
         self.in_flight.push_back(index);
         if self.in_flight.len() > MAX_AHEAD {
             context.wait(self.in_flight.pop_front())?;
@@ -86,15 +99,84 @@ impl Recorder {
     }
 }
 
-/// Neighbouring launches share a pass.
-fn encode(context: &Context, commands: &[Command], pipelines: &[Option<Arc<Pipeline>>]) -> wgpu::CommandBuffer {
+/// Time stamps around launches.
+struct Clock {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+    staging: wgpu::Buffer,
+    launches: u32,
+}
+
+impl Clock {
+    fn new(context: &Context, launches: u32) -> Result<Self> {
+        let size = 16 * u64::from(launches);
+        let buffer = |usage| wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        context.guarded("time stamps", || Self {
+            queries: context.device.create_query_set(&wgpu::QuerySetDescriptor {
+                label: None,
+                ty: wgpu::QueryType::Timestamp,
+                count: 2 * launches,
+            }),
+            resolved: context
+                .device
+                .create_buffer(&buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC)),
+            staging: context.device.create_buffer(&buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)),
+            launches,
+        })
+    }
+
+    /// Seconds of each launch.
+    fn read(&self, context: &Context) -> Result<Vec<f64>> {
+        let bytes = mapped(context, &self.staging)?;
+        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
+        let period = f64::from(context.queue.get_timestamp_period()) * 1e-9;
+        Ok(ticks.chunks_exact(2).map(|t| t[1].saturating_sub(t[0]) as f64 * period).collect())
+    }
+}
+
+/// Waits for the device and reads a whole staging buffer.
+fn mapped(context: &Context, staging: &wgpu::Buffer) -> Result<Vec<u8>> {
+    let (report, mapped) = std::sync::mpsc::channel();
+    // Nobody listens any more only where this function has already failed.
+    context.guarded("a read-back", || {
+        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(report.send(result)));
+    })?;
+    context.wait(None)?;
+    let failed = |why: String| Error::Device(format!("reading back {} bytes: {why}", staging.size()));
+    // The copy is done, but where several threads wait at a time, another one may be about to run our callback.
+    match mapped.recv_timeout(CALLBACK_TIMEOUT) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(failed(error.to_string())),
+        Err(_) => return Err(failed("the device did not answer".to_string())),
+    }
+    let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
+    Ok(view.to_vec())
+}
+
+/// Neighbouring launches share a pass, unless they are timed.
+fn encode(
+    context: &Context,
+    commands: &[Command],
+    pipelines: &[Option<Arc<Pipeline>>],
+    clock: Option<&Clock>,
+) -> wgpu::CommandBuffer {
+    let mut launches = 0;
     let mut encoder = context.device.create_command_encoder(&Default::default());
     let mut pass: Option<wgpu::ComputePass<'static>> = None;
     for (command, pipeline) in commands.iter().zip(pipelines) {
         match (command, pipeline) {
             (Command::Launch { bindings, immediates, groups, .. }, Some(pipeline)) => {
-                let pass =
-                    pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+                if clock.is_some() {
+                    pass = None;
+                }
+                let stamps = clock.map(|clock| wgpu::ComputePassTimestampWrites {
+                    query_set: &clock.queries,
+                    beginning_of_pass_write_index: Some(2 * launches),
+                    end_of_pass_write_index: Some(2 * launches + 1),
+                });
+                launches += 1;
+                let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: stamps };
+                let pass = pass.get_or_insert_with(|| encoder.begin_compute_pass(&descriptor).forget_lifetime());
                 pass.set_pipeline(&pipeline.raw);
                 pass.set_bind_group(0, &bind_group(context, pipeline, bindings), &[]);
                 pass.set_immediates(0, immediates);
@@ -108,6 +190,10 @@ fn encode(context: &Context, commands: &[Command], pipelines: &[Option<Arc<Pipel
         }
     }
     drop(pass);
+    if let Some(clock) = clock {
+        encoder.resolve_query_set(&clock.queries, 0..2 * clock.launches, &clock.resolved, 0);
+        encoder.copy_buffer_to_buffer(&clock.resolved, 0, &clock.staging, 0, clock.staging.size());
+    }
     encoder.finish()
 }
 
@@ -196,7 +282,20 @@ impl Wgpu {
     }
 
     pub(super) fn create_buffer(&self, bytes: usize, mapped_at_creation: bool) -> Result<Buffer> {
-        let raw = self.context.create_buffer(bytes, mapped_at_creation)?;
+        let spares = &self.context.account.spares;
+        let spare = if mapped_at_creation { None } else { spares.take(Context::buffer_size(bytes)) };
+        let raw = match spare {
+            Some(raw) => raw,
+            None => match self.context.create_buffer(bytes, mapped_at_creation) {
+                Err(Error::OutOfMemory(_)) => {
+                    // Those that wait for reuse may be what is missing.
+                    spares.clear();
+                    self.context.wait(None)?;
+                    self.context.create_buffer(bytes, mapped_at_creation)?
+                }
+                other => other?,
+            },
+        };
         Ok(Buffer::owned(raw, bytes as u64, &self.context.account))
     }
 
@@ -250,6 +349,19 @@ impl Wgpu {
         lock(&self.recorder).submit(&self.context)
     }
 
+    /// Runs something and tells how long each kernel that it launched took on the device, by time stamps, in the order of
+    /// launches: for finding out where time goes. Names begin with the kernel's file. Everything runs by itself
+    /// meanwhile. Empty where the device has no time stamps.
+    pub fn time_launches(&self, call: impl FnOnce() -> Result<()>) -> Result<Vec<(String, f64)>> {
+        self.wait()?;
+        if self.context.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            lock(&self.recorder).times = Some(Vec::new());
+        }
+        let done = call().and_then(|()| self.submit());
+        let times = lock(&self.recorder).times.take();
+        done.map(|()| times.unwrap_or_default())
+    }
+
     pub(super) fn wait(&self) -> Result<()> {
         let mut recorder = lock(&self.recorder);
         recorder.submit(&self.context)?;
@@ -292,20 +404,7 @@ impl Wgpu {
             recorder.commands.push(Command::Copy { source, source_offset: word, target, target_offset: 0, size });
             recorder.submit(context)?;
         }
-        let (report, mapped) = std::sync::mpsc::channel();
-        // Nobody listens any more only where this function has already failed.
-        context.guarded("a read-back", || {
-            staging.map_async(wgpu::MapMode::Read, .., move |result| drop(report.send(result)));
-        })?;
-        context.wait(None)?;
-        let failed = |why: String| Error::Device(format!("reading back {size} bytes: {why}"));
-        // The copy is done, but where several threads wait at a time, another one may be about to run our callback.
-        match mapped.recv_timeout(CALLBACK_TIMEOUT) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(failed(error.to_string())),
-            Err(_) => return Err(failed("the device did not answer".to_string())),
-        }
-        let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
+        let view = mapped(context, &staging)?;
         let skip = (start - word) as usize;
         out.extend_from_slice(&view[skip..skip + (bytes.end - bytes.start) as usize]);
         Ok(())

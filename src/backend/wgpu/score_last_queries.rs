@@ -1,6 +1,7 @@
 //! Column and offset scores of vertical-slash heads from the last queries, in three passes that store no probabilities.
 
-use super::attention::{HEAD_DIMS, by_head, kernel_head_dim, strided, strided_extent, vectors};
+use super::attention::{HEAD_DIMS, by_head, eighths, kernel_head_dim, strided, strided_extent, vectors};
+use super::attention_rows::may_have_rows;
 use super::bands::parts;
 use super::buffer::Binding;
 use super::launch::{LastQueriesBand, LastQueriesMerge};
@@ -17,13 +18,37 @@ const SPAN_TILES: u32 = 16;
 /// Rows that scratch keeps for each head: the most queries that score.
 const ROWS: u64 = 64;
 
-fn products(traits: &Traits, kernel: &'static str, head_dim: u32) -> Specialisation {
-    Specialisation::new(kernel, traits)
+/// How a tile of 64 queries x 64 keys is multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// In f32, everywhere.
+    Dot,
+    /// On cooperative matrices of known layout: rows at multiples of 16 bytes.
+    Rows,
+}
+
+/// The longest head whose tiles fit beside the probabilities.
+const MAX_ROWS_HEAD_DIM: u32 = 128;
+
+fn products(traits: &Traits, kernel: &'static str, head_dim: u32, form: Form) -> Specialisation {
+    let (rows, vectors) = if form == Form::Rows { (2, 4) } else { (8, 1) };
+    let kernel = Specialisation::new(kernel, traits)
         .constant("HEAD_DIM", head_dim)
         .constant("SPAN_TILES", SPAN_TILES)
         .constant("VERTICAL_SLASH", HeadPlan::VERTICAL_SLASH)
-        .with("invocation")
-        .with("dot_tile")
+        .constant("ROWS_MINE", rows)
+        .constant("VECS_MINE", vectors);
+    match form {
+        Form::Dot => kernel.with("invocation").with("dot_tile").with("last_tile_dot"),
+        Form::Rows => kernel
+            .constant("ND", head_dim / 16)
+            .constant("STAGE", 32 * head_dim / 8 / 128)
+            .cooperative()
+            .with("invocation_subgroup")
+            .with("last_tile_rows")
+            .by_rows()
+            .matrices_of_words(),
+    }
 }
 
 fn merge(traits: &Traits) -> Specialisation {
@@ -34,8 +59,12 @@ fn merge(traits: &Traits) -> Specialisation {
 
 pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
     for head_dim in HEAD_DIMS {
-        list.push(products(traits, "score_last_queries_rows", head_dim));
-        list.push(products(traits, "score_last_queries_sums", head_dim));
+        for form in [Form::Dot, Form::Rows] {
+            if form == Form::Dot || may_have_rows(traits) && head_dim <= MAX_ROWS_HEAD_DIM {
+                list.push(products(traits, "score_last_queries_rows", head_dim, form));
+                list.push(products(traits, "score_last_queries_sums", head_dim, form));
+            }
+        }
     }
     list.push(merge(traits));
 }
@@ -64,6 +93,8 @@ pub(super) fn score_last_queries(
     let extents =
         [q_extent, strided_extent(k, k_stride, p.head_dim, Some(p.kv_len)), by_head(partial_head), by_head(score_head)];
     let head_dim = kernel_head_dim(p.head_dim);
+    let by_rows = head_dim <= MAX_ROWS_HEAD_DIM && eighths(&[q, k], &[q_stride, k_stride]) && b.has_rows();
+    let form = if by_rows { Form::Rows } else { Form::Dot };
     for band in b.bands(OP, p.n_heads, group, [1, 1], &extents)? {
         let heads = band.heads.clone();
         let n = heads.end - heads.start;
@@ -90,11 +121,11 @@ pub(super) fn score_last_queries(
         };
         let groups = fold(u64::from(n) * u64::from(spans));
         let traits = &b.context.traits;
-        let rows = products(traits, "score_last_queries_rows", head_dim);
+        let rows = products(traits, "score_last_queries_rows", head_dim, form);
         b.dispatch(&rows, &part, &[plan, q, k, pairs(&partial)], groups)?;
         let merged = [plan, pairs(&partial), pairs(&stats)];
         b.dispatch(&merge(traits), &LastQueriesMerge { heads: n, spans }, &merged, fold(u64::from(n)))?;
-        let sums = products(traits, "score_last_queries_sums", head_dim);
+        let sums = products(traits, "score_last_queries_sums", head_dim, form);
         let scores = [parts(column_score, &heads, score_head), parts(offset_score, &heads, score_head)];
         b.dispatch(&sums, &part, &[plan, q, k, pairs(&stats), scores[0], scores[1]], groups)?;
     }

@@ -10,12 +10,15 @@ use crate::backend::params::SelectTopKParams;
 use crate::backend::{Slice, SliceMut};
 use crate::{Error, Result};
 
-/// Invocations of a group that selects or scans.
-const WORKGROUP: u32 = 256;
+/// Invocations of a group that works on long rows: as many as there may be, because the rows are few, up to what the packed
+/// sums of `select_top_k.wgsl` hold.
+pub(super) fn long_rows(traits: &Traits) -> u32 {
+    if traits.subgroups() && traits.workgroup_invocations >= 1024 { 1024 } else { 256 }
+}
 
 /// A kernel that needs prefix sums over its group.
-pub(super) fn scanning(traits: &Traits, kernel: &'static str) -> Specialisation {
-    let specialisation = Specialisation::new(kernel, traits).constant("WORKGROUP", WORKGROUP).with(invocation(traits));
+pub(super) fn scanning(traits: &Traits, kernel: &'static str, workgroup: u32) -> Specialisation {
+    let specialisation = Specialisation::new(kernel, traits).constant("WORKGROUP", workgroup).with(invocation(traits));
     if traits.subgroups() {
         specialisation.constant("SUBGROUP_MIN", traits.subgroup_min).with("scan_subgroup")
     } else {
@@ -24,12 +27,12 @@ pub(super) fn scanning(traits: &Traits, kernel: &'static str) -> Specialisation 
 }
 
 /// A kernel that selects with `radix_select`.
-pub(super) fn selecting(traits: &Traits, kernel: &'static str) -> Specialisation {
-    scanning(traits, kernel).with("radix_select")
+pub(super) fn selecting(traits: &Traits, kernel: &'static str, workgroup: u32) -> Specialisation {
+    scanning(traits, kernel, workgroup).with("radix_select")
 }
 
 pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
-    list.push(selecting(traits, "select_top_k"));
+    list.push(selecting(traits, "select_top_k", long_rows(traits)));
 }
 
 pub(super) fn select_top_k(
@@ -47,7 +50,7 @@ pub(super) fn select_top_k(
             p.len, b.context.info.name
         )));
     }
-    let specialisation = selecting(&b.context.traits, "select_top_k");
+    let specialisation = selecting(&b.context.traits, "select_top_k", long_rows(&b.context.traits));
     for first in (0..p.rows).step_by(rows as usize) {
         let some = first..p.rows.min(first.saturating_add(rows));
         let n = some.end - some.start;

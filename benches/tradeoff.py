@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""What each method keeps of real attention heads, at what density: benches/results/tradeoff.{svg,md,json}.
+
+    cargo build --release
+    python3 benches/tradeoff.py target/release/minference ../shared/real-heads benches/results/tradeoff
+
+One attention head of a real model in each file (`q`, `k`, `v` [T, D]); every method is computed on each, and its recall
+(kept attention mass), output error (relative L2) and density are averaged over the heads. Needs nothing but Python.
+"""
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+METHODS = {
+    "a_shape": [f"a_shape:64:{n}" for n in (64, 256, 512, 1024, 2048)],
+    "vertical_slash": [f"vertical_slash:{v}:{s}" for v, s in ((30, 100), (100, 200), (200, 400), (500, 700), (1000, 1000))],
+    "block_sparse": [f"block_sparse:{k}" for k in (2, 4, 8, 16, 32)],
+    "flex": [f"flex:{g}" for g in (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)],
+    "threshold": [f"threshold:{a}" for a in (0.5, 0.2, 0.1, 0.05, 0.02, 0.005)],
+    "tri_shape": [f"tri_shape:64:{n}:128" for n in (64, 512, 1024)],
+}
+COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b"]
+
+
+def measure(program, head, pattern):
+    command = [program, "attend", "--device", "cpu", "--input", head, "--pattern", pattern, "--compare", "dense", "--json", "-q"]
+    out = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return {key: out[key] for key in ("recall", "rel_l2", "density", "estimate_ms", "index_ms", "attention_ms", "dense_ms")}
+
+
+def panel(x0, title, key, points, low, high):
+    width, height = 380, 300
+    span = math.log(1 / 0.02)
+    x = lambda d: x0 + 50 + (math.log(max(d, 0.02) / 0.02) / span) * (width - 70)
+    y = lambda v: 40 + (height - 40) * (1 - (min(max(v, low), high) - low) / (high - low))
+    out = [f'<text x="{x0 + width / 2}" y="22" text-anchor="middle" font-weight="bold">{title}</text>']
+    for d in (0.02, 0.05, 0.1, 0.2, 0.5, 1):
+        out.append(f'<line x1="{x(d):.1f}" x2="{x(d):.1f}" y1="40" y2="{height}" stroke="#ddd"/><text x="{x(d):.1f}" y="{height + 16}" text-anchor="middle">{d}</text>')
+    for i in range(6):
+        v = low + (high - low) * i / 5
+        out.append(f'<line x1="{x0 + 50}" x2="{x0 + width - 20}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#ddd"/><text x="{x0 + 44}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.2f}</text>')
+    out.append(f'<text x="{x0 + width / 2}" y="{height + 34}" text-anchor="middle">density (computed pairs of all causal ones)</text>')
+    for colour, (name, rows) in zip(COLOURS, points.items()):
+        line = " ".join(f"{x(r['density']):.1f},{y(r[key]):.1f}" for r in sorted(rows, key=lambda r: r["density"]))
+        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        out += [f'<circle cx="{x(r["density"]):.1f}" cy="{y(r[key]):.1f}" r="3" fill="{colour}"><title>{r["pattern"]}</title></circle>' for r in rows]
+    return out
+
+
+def main():
+    program, folder, target = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
+    heads = sorted(folder.glob("*.safetensors"))
+    if not heads:
+        sys.exit(f"{folder}: no *.safetensors")
+    points, raw = {}, {}
+    for name, patterns in METHODS.items():
+        points[name] = []
+        for pattern in patterns:
+            rows = {head.stem: measure(program, str(head), pattern) for head in heads}
+            mean = {key: sum(r[key] for r in rows.values()) / len(rows) for key in next(iter(rows.values()))}
+            points[name].append({"pattern": pattern, **mean, "least_recall": min(r["recall"] for r in rows.values())})
+            raw[pattern] = rows
+            print(f"{pattern}: density {mean['density']:.3f}, recall {mean['recall']:.4f}, error {mean['rel_l2']:.3f}", file=sys.stderr)
+    svg = panel(0, f"kept attention mass, mean of {len(heads)} heads", "recall", points, 0.5, 1.0)
+    svg += panel(400, "relative error of the output", "rel_l2", points, 0.0, 1.0)
+    for i, (colour, name) in enumerate(zip(COLOURS, points)):
+        svg.append(f'<rect x="800" y="{50 + 20 * i}" width="12" height="12" fill="{colour}"/><text x="818" y="{60 + 20 * i}">{name}</text>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" width="930" height="350" font-family="sans-serif" font-size="12"><rect width="930" height="350" fill="#fff"/>'
+    pathlib.Path(target + ".svg").write_text("\n".join([head, *svg, "</svg>"]) + "\n")
+    table = ["| method | density | recall | least recall | output error | estimate + index, part of dense |", "| --- | --- | --- | --- | --- | --- |"]
+    for rows in points.values():
+        for r in rows:
+            cost = (r["estimate_ms"] + r["index_ms"]) / r["dense_ms"]
+            table.append(f"| `{r['pattern']}` | {r['density']:.3f} | {r['recall']:.4f} | {r['least_recall']:.3f} | {r['rel_l2']:.3f} | {cost:.2f} |")
+    pathlib.Path(target + ".md").write_text("\n".join(table) + "\n")
+    pathlib.Path(target + ".json").write_text(json.dumps(raw, indent=1) + "\n")
+
+
+main()
