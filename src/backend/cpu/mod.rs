@@ -158,7 +158,7 @@ impl Backend for Cpu {
     }
 
     fn sparse_from(&self) -> usize {
-        // As the trait says, with --device cpu.
+        // A guess: sparse attention alone pays from there (benches/cpu_attention_torch.py), whole pre-fills were not timed.
         4096
     }
 

@@ -51,7 +51,8 @@ impl Tile {
 
     /// The first that fits: 64 queries x 64 keys from 32 KiB on with f16 tiles, from 48 KiB on without.
     fn choose(traits: &Traits) -> Self {
-        // Measured on an H100, 8192 tokens, D 128: the first 24 TFLOP/s, the second 13, whole heads at a time 15 to 21.
+        // Measured on an H100, D 128: the first 24 TFLOP/s at 8192 and 32,768 tokens, the second 13 at 32,768, whole heads at a
+        // time 15 to 21 at 8192.
         let all = [
             (8, 4, 8, 64, true),
             (8, 4, 8, 64, false),
