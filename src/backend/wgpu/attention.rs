@@ -664,10 +664,13 @@ fn trial(b: &Wgpu, head_dim: u32, walk: Walk, size: usize) -> Result<Box<dyn Tri
     let (row_blocks, q_start) = (q_len / 64, kv_len - q_len);
     let (rows, mut columns) = trial_index(walk, q_start, row_blocks);
     let column_tiles = (columns.len() as u32).div_ceil(64);
-    let kept: Vec<u32> = (0..2 * column_tiles)
+    let mut kept: Vec<u32> = (0..2 * column_tiles)
         .map(|word| (0..32).filter(|bit| 32 * word + bit < columns.len() as u32).map(|bit| 1 << bit).sum())
         .collect();
-    columns.resize(64 * column_tiles as usize, u32::MAX);
+    // What is bound has room for one tile even where there is none.
+    let tiles = column_tiles.max(1) as usize;
+    columns.resize(64 * tiles, u32::MAX);
+    kept.resize(2 * tiles, 0);
 
     let (mut row_ranges, mut ranges) = (vec![], vec![]);
     for row in (0..heads).flat_map(|_| &rows) {

@@ -6,7 +6,7 @@ use super::context::lock;
 use super::launch::ExpandParams;
 use super::link::Specialisation;
 use super::queue::fold;
-use super::tune::{Candidate, Subject, Trial, values};
+use super::tune::{Candidate, ProductSize, Subject, Trial, values};
 use super::{Traits, Wgpu};
 use crate::backend::params::MatmulParams;
 use crate::backend::{Slice, SliceMut};
@@ -127,6 +127,8 @@ const TILES: &[Tile] = tiles! {
     "64x256x32x1": 16, [4, 4], [1, 4], 32, 1, Vectors;
     "64x128x32x2": 16, [4, 4], [1, 2], 32, 2, Vectors;
     "64x64x64x2": 16, [2, 2], [2, 2], 64, 2, Vectors;
+    "64x128x64x1u": 16, [2, 4], [2, 2], 64, 1, Words;
+    "64x64x64x1u": 16, [2, 2], [2, 2], 64, 1, Words;
     "64x64x16x2": 8, [4, 4], [2, 2], 16, 2, Vectors;
     "64x64x32x1": 8, [4, 4], [2, 2], 32, 1, Vectors;
     "64x64x16x2u": 8, [4, 4], [2, 2], 16, 2, Words;
@@ -353,32 +355,40 @@ const EXPAND: &str = "expand";
 /// Names of tiles in registers, by rows.
 const REGISTERS: [(&str, u32); 2] = [("registers64", 4), ("registers128", 8)];
 
-/// Rows of which a product counts as one of few.
-const FEW_ROWS: u32 = 128;
+impl ProductSize {
+    fn of(p: &MatmulParams) -> Self {
+        match p.m.div_ceil(128) * p.n.div_ceil(128) {
+            _ if p.m <= 128 => Self::FewRows,
+            groups if groups < ENOUGH_GROUPS => Self::Small,
+            _ => Self::Large,
+        }
+    }
+}
 
-/// Elements of a product with few rows, weights times rows, and of one with many, from which on it pays to try forms.
-const WORTH_TRYING: [u64; 2] = [1 << 28, 1 << 31];
+/// Multiplications of a product of each [`ProductSize`] from which on it pays to try forms.
+const WORTH_TRYING: [u64; 3] = [1 << 28, 1 << 30, 1 << 31];
 
 /// The form tried for such products, if one was.
 fn product_form(b: &Wgpu, weights: DType, p: &MatmulParams, try_now: bool) -> Option<String> {
     if p.m <= MATVEC_ROWS || lock(&b.matmul_tile).is_some() {
         return None;
     }
-    let subject = Subject::Product { weights, few: p.m <= FEW_ROWS };
+    let size = ProductSize::of(p);
+    let subject = Subject::Product { weights, size };
     let elements = u64::from(p.m) * u64::from(p.n) * u64::from(p.k);
-    if try_now && elements >= WORTH_TRYING[usize::from(p.m > FEW_ROWS)] {
+    if try_now && elements >= WORTH_TRYING[size as usize] {
         return tried(b, subject);
     }
     b.context.tuner.chosen(subject)
 }
 
 fn tried(b: &Wgpu, subject: Subject) -> Option<String> {
-    let Subject::Product { weights, few } = subject else { return None };
-    b.form_of(subject, || candidates(&b.context.traits, weights, few), |b, size| trial(b, weights, few, size))
+    let Subject::Product { weights, size } = subject else { return None };
+    b.form_of(subject, || candidates(&b.context.traits, weights, size), |b, scale| trial(b, weights, size, scale))
 }
 
 /// The forms worth trying, the one that runs otherwise first.
-fn candidates(traits: &Traits, weights: DType, few: bool) -> Vec<Candidate> {
+fn candidates(traits: &Traits, weights: DType, size: ProductSize) -> Vec<Candidate> {
     let out = DType::F32;
     let w_lanes = if weights.is_quantized() { 1 } else { 4 };
     let operands = Operands { w: weights, x_lanes: 4, w_lanes, bias: false, out };
@@ -393,20 +403,23 @@ fn candidates(traits: &Traits, weights: DType, few: bool) -> Vec<Candidate> {
     let all = || Tile::all(traits, weights);
     if all().next().is_none() {
         let mut list: Vec<_> = REGISTERS.iter().map(|(name, _)| registers(name)).collect();
-        if !few {
+        if size != ProductSize::FewRows {
             list.reverse();
-            if weights.is_quantized() && traits.f16() {
+            if weights.is_quantized() && traits.f16() && size == ProductSize::Large {
                 let specialisations = vec![expansion(traits, weights)];
                 list.insert(0, Candidate { name: EXPAND.to_owned(), specialisations });
             }
         }
         return list;
     }
-    if few {
-        // The smallest, which runs otherwise, the next ones, and no matrices at all.
+    if size != ProductSize::Large {
+        // The smallest, one of which runs otherwise, the first of the large ones, and no matrices at all.
         let mut tiles: Vec<_> = all().collect();
+        let first = tiles.first().copied();
         tiles.sort_by_key(|tile| tile.rows() * tile.columns());
-        return tiles.into_iter().take(3).map(cooperative).chain([registers(REGISTERS[0].0)]).collect();
+        tiles.truncate(5);
+        tiles.extend(first.filter(|first| !tiles.contains(first)));
+        return tiles.into_iter().map(cooperative).chain([registers(REGISTERS[0].0)]).collect();
     }
     let expand = weights
         .is_quantized()
@@ -442,10 +455,11 @@ impl Trial for ProductTrial {
     }
 }
 
-fn trial(b: &Wgpu, weights: DType, few: bool, size: usize) -> Result<Box<dyn Trial>> {
-    let [m, n, k] = match few {
-        true => [[64, 512, 512], [64, 2048, 2048], [64, 4096, 14336]][size],
-        false => [[256, 512, 512], [512, 1536, 1536], [2048, 4096, 4096]][size],
+fn trial(b: &Wgpu, weights: DType, size: ProductSize, scale: usize) -> Result<Box<dyn Trial>> {
+    let [m, n, k] = match size {
+        ProductSize::FewRows => [[64, 512, 512], [64, 2048, 2048], [64, 4096, 14336]][scale],
+        ProductSize::Small => [[256, 512, 512], [512, 1024, 1024], [1024, 1536, 2048]][scale],
+        ProductSize::Large => [[256, 512, 512], [512, 1536, 1536], [2048, 4096, 4096]][scale],
     };
     let w = match weights.is_quantized() {
         // 16 rows over and over.
@@ -467,14 +481,14 @@ pub(super) fn choices(b: &Wgpu) -> String {
     if let Some(tile) = *lock(&b.matmul_tile) {
         return tile.to_owned();
     }
-    let subject = Subject::Product { weights: DType::F16, few: false };
+    let subject = Subject::Product { weights: DType::F16, size: ProductSize::Large };
     let first = Tile::all(&b.context.traits, DType::F16).next().map_or(REGISTERS[1].0, |tile| tile.name);
     let first = tried(b, subject).unwrap_or(first.to_owned());
     let others = b.context.tuner.choices().into_iter().filter_map(|(what, choice)| {
-        let what = what.strip_prefix("product-").filter(|what| *what != "f16-many")?;
+        let what = what.strip_prefix("product-").filter(|what| *what != "f16-large")?;
         Some(format!(", {what} {}", choice.form))
     });
-    format!("f16-many {first}{}", others.collect::<String>())
+    format!("f16-large {first}{}", others.collect::<String>())
 }
 
 /// A product in parts whose operands can be bound whole.
@@ -596,7 +610,7 @@ fn cooperative_tile(
     let groups = |tile: &&Tile| p.m.div_ceil(tile.rows()) * p.n.div_ceil(tile.columns());
     let tiles = || all().filter(usable);
     let told = tiles().find(|tile| Some(tile.name) == form);
-    if let Some(tile) = told.filter(|tile| p.m <= FEW_ROWS || groups(tile) >= ENOUGH_GROUPS) {
+    if let Some(tile) = told.filter(|tile| ProductSize::of(p) != ProductSize::Large || groups(tile) >= ENOUGH_GROUPS) {
         return Some(tile);
     }
     tiles()

@@ -331,6 +331,16 @@ impl Backend for Wgpu {
         167
     }
 
+    /// Whole pre-fills of an 8B shape with its official settings on an H100, sparse over dense: 0.94 at 2048 tokens, 0.98
+    /// at 4096: attention is too small a part of them.
+    fn estimate_from(&self) -> usize {
+        4096
+    }
+
+    fn take_device_seconds(&self) -> Option<f64> {
+        self.take_seconds()
+    }
+
     fn memory(&self) -> MemoryStats {
         self.context.account.stats()
     }

@@ -385,6 +385,15 @@ impl Wgpu {
         done.map(|()| times.unwrap_or_default())
     }
 
+    /// Device time of all launches that were handed over since the last call; the first one begins to keep it.
+    pub(super) fn take_seconds(&self) -> Option<f64> {
+        if !self.context.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return None;
+        }
+        let times = lock(&self.recorder).times.replace(Vec::new());
+        times.map(|times| times.iter().map(|(_, seconds)| seconds).sum())
+    }
+
     pub(super) fn wait(&self) -> Result<()> {
         let mut recorder = lock(&self.recorder);
         recorder.submit(&self.context)?;

@@ -87,15 +87,36 @@ impl Walk {
 pub(super) enum Subject {
     /// Attention launches of a kernel head dim.
     Attention { head_dim: u32, walk: Walk },
-    /// Products with weights of a type; of `few` rows, of which every tile is cut, or of many.
-    Product { weights: DType, few: bool },
+    /// Products with weights of a type.
+    Product { weights: DType, size: ProductSize },
+}
+
+/// How much of a device a product occupies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProductSize {
+    /// Up to 128 rows: the weights are what is read.
+    FewRows,
+    /// Fewer large tiles than a large device has processors.
+    Small,
+    /// All others.
+    Large,
+}
+
+impl ProductSize {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::FewRows => "few-rows",
+            Self::Small => "small",
+            Self::Large => "large",
+        }
+    }
 }
 
 impl std::fmt::Display for Subject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Attention { head_dim, walk } => write!(f, "attention-{head_dim}-{}", walk.name()),
-            Self::Product { weights, few } => write!(f, "product-{weights}-{}", if *few { "few" } else { "many" }),
+            Self::Product { weights, size } => write!(f, "product-{weights}-{}", size.name()),
         }
     }
 }
@@ -389,7 +410,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep").join("tune.json");
         assert!(read(&path, "a").unwrap().is_none());
-        let choices = BTreeMap::from([("product-f16-many".to_string(), choice("128x128", true))]);
+        let choices = BTreeMap::from([("product-f16-large".to_string(), choice("128x128", true))]);
         write(&path, &File { key: "a".into(), choices: choices.clone() });
         assert_eq!(read(&path, "a").unwrap().unwrap().choices, choices);
         assert!(read(&path, "b").unwrap_err().contains("not of"));
@@ -423,7 +444,7 @@ mod tests {
         assert!(tuner.begin(subject).is_none());
         tuner.finish(subject, Some(choice("w8", false)), BUDGET);
         assert_eq!(tuner.chosen(subject).as_deref(), Some("w8"));
-        let other = Subject::Product { weights: DType::F16, few: true };
+        let other = Subject::Product { weights: DType::F16, size: ProductSize::Small };
         assert!(tuner.begin(other).is_none(), "the time is spent");
         let off = Tuner { on: false, path: None, notice: None, state: Mutex::default() };
         assert!(off.begin(subject).is_none());
