@@ -346,7 +346,10 @@ impl<'a, B: Backend> OneLayer<'a, B> {
             if reached < budget { low = middle } else { high = middle }
         }
         let number = ((low * high) as f64).sqrt() as usize;
-        Ok(Some(family.pattern(number.next_multiple_of(family.step()).max(BLOCK))))
+        let (below, above) = (number / family.step() * family.step(), number.next_multiple_of(family.step()));
+        let (below, above) = (below.max(BLOCK), above.max(BLOCK));
+        let nearer = below == above || (mean(below)? - budget).abs() < (mean(above)? - budget).abs();
+        Ok(Some(family.pattern(if nearer { below } else { above })))
     }
 
     /// Each head's attention as [`HeadRecord::map`] has it, from one row in each row of cells.
