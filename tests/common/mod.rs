@@ -101,7 +101,7 @@ pub fn wgpu(tier: minference::backend::wgpu::Tier) -> Option<&'static minference
 }
 
 /// Bytes of a binding that few keys and values of the suites fit, and of workgroup memory as small devices have.
-pub const SMALL_LIMITS: (u64, u32) = (512 << 10, 32 << 10);
+pub const SMALL_LIMITS: (u64, u32) = (640 << 10, 32 << 10);
 
 /// The same under [`SMALL_LIMITS`], in place of the 128 MiB and 32 KiB that smaller devices have.
 #[cfg(feature = "wgpu")]
