@@ -436,6 +436,9 @@ fn bad_usage_is_one_line_with_status_2() {
     refused(&["run", "--model", "needle", "--prompt", "x", "--temperature", "-2"], &["-2"]);
     refused(&["run", "--model", "needle", "--prompt", "x", "--chunk", "100"], &["chunk", "64", "100"]);
     refused(&["run", "--model", "needle", "--prompt", "x", "--kv", "none"], &["--kv none", "64"]);
+    refused(&["run", "--model", "needle", "--prompt", "x", "--dtype", "q8_0"], &["--dtype", "\"q8_0\"", "bf16"]);
+    let cpu = ["run", "--model", "needle", "--prompt", "x", "--device", "cpu", "--dtype"];
+    refused(&[&cpu[..], &["bf16"]].concat(), &["--dtype bf16", "cpu", "f32"]);
 }
 
 #[test]
