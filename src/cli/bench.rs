@@ -123,7 +123,8 @@ struct PrefillArgs {
     /// An official pattern file, for `--attention config`.
     #[arg(long, value_name = "FILE")]
     patterns: Option<PathBuf>,
-    /// Sets of vertical-slash heads: est (estimated) or bands (a fixed recipe, by the config's budgets).
+    /// Sets of vertical-slash heads: est (estimated), bands (a fixed recipe, by the config's budgets), or structured
+    /// (estimated on made q and k with slashes and columns, which the heads of random weights lack).
     #[arg(long, value_name = "SETS", default_value = "est")]
     index: Sets,
     /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
