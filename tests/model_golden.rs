@@ -160,6 +160,34 @@ fn qwen_coder_cpu() {
     check(Cpu::new(), "qwen2.5-coder-1.5b", usize::MAX);
 }
 
+/// In f16: the goldens' bounds for half precision are f16's.
+#[cfg(feature = "cuda")]
+fn check_on_cuda(name: &str) {
+    use minference::backend::cuda::{Cuda, CudaOptions};
+    if find(name).is_none() {
+        return;
+    }
+    match Cuda::new(0, CudaOptions { activation: DType::F16, ..CudaOptions::default() }) {
+        Ok(b) => check(b, name, usize::MAX),
+        Err(error) if std::env::var_os("MINFERENCE_ALLOW_NO_CUDA").is_some_and(|v| v == "1") => {
+            println!("not run: {name}: {error}");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn smollm2_cuda() {
+    check_on_cuda("smollm2-135m");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn qwen_coder_cuda() {
+    check_on_cuda("qwen2.5-coder-1.5b");
+}
+
 /// Another architecture is refused by its name, with the list of those that are read.
 #[test]
 fn gemma_is_refused() {

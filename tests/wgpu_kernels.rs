@@ -8,8 +8,8 @@ use minference::backend::Backend;
 use minference::backend::cpu::Cpu;
 use minference::backend::params::BLOCK;
 use minference::backend::wgpu::{AttentionKernel, Options, Tier, Wgpu};
-use minference::estimate::choose;
-use minference::index::{IndexLayout, SparseIndex};
+use minference::estimate::{Chosen, FORCED_COLUMNS, FORCED_OFFSETS, choose, from_sets};
+use minference::index::{HostIndex, IndexLayout, SparseIndex};
 use minference::ops::{self, AttentionShape};
 use minference::pattern::HeadPattern;
 use minference::tensor::{Shape, Tensor};
@@ -252,8 +252,8 @@ fn estimates_match_the_cpu() {
             let patterns = patterns(s.n_heads, &["vertical_slash:100:150", "vertical_slash:33:101", "block_sparse:3"]);
             let (columns, offsets) = last_query_scores(&b, &case);
             let (want_columns, want_offsets) = last_query_scores(&cpu, &case);
-            for (what, got, want) in [("columns", columns, want_columns), ("offsets", offsets, want_offsets)] {
-                for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            for (what, got, want) in [("columns", &columns, &want_columns), ("offsets", &offsets, &want_offsets)] {
+                for (i, (g, w)) in got.iter().zip(want).enumerate() {
                     assert!((g - w).abs() <= 1e-4 * w.abs() + 1e-7, "{tier} {name}: {what}[{i}]: {g} for {w}");
                 }
             }
@@ -262,13 +262,78 @@ fn estimates_match_the_cpu() {
             let chosen = choose(&b, &patterns, s, q.view(), k.view()).unwrap();
             let [cq, ck, _] = case.on(&cpu);
             let want = choose(&cpu, &patterns, s, cq.view(), ck.view()).unwrap();
-            assert_eq!(chosen.columns(&b).unwrap(), want.columns(&cpu).unwrap(), "{tier} {name}: columns");
-            assert_eq!(chosen.offsets(&b).unwrap(), want.offsets(&cpu).unwrap(), "{tier} {name}: offsets");
+            let (got_sets, want_sets) = (sets_of(&b, &chosen), sets_of(&cpu, &want));
+            for (h, (got, want)) in got_sets.iter().zip(&want_sets).enumerate() {
+                let scores = |all: &[f32]| all[h * s.kv_len..(h + 1) * s.kv_len].to_vec();
+                let what = format!("{tier} {name}: head {h}");
+                same_but_for_ties(
+                    &format!("{what}: columns"),
+                    &got[0],
+                    &want[0],
+                    &scores(&want_columns),
+                    FORCED_COLUMNS,
+                );
+                same_but_for_ties(
+                    &format!("{what}: offsets"),
+                    &got[1],
+                    &want[1],
+                    &scores(&want_offsets),
+                    FORCED_OFFSETS,
+                );
+            }
+
+            // Heads that chose the same have the same index; where a tie fell otherwise, the index is that of its choice.
+            let columns: Vec<_> = got_sets.iter().map(|sets| sets[0].clone()).collect();
+            let offsets: Vec<_> =
+                got_sets.iter().map(|[_, o]| if o.is_empty() { vec![0] } else { o.clone() }).collect();
+            let of_choice = from_sets(&cpu, &columns, &offsets, s).unwrap();
             let (got, want) = (chosen.build(&b).unwrap(), want.build(&cpu).unwrap());
-            assert_eq!(got.to_host(&b).unwrap(), want.to_host(&cpu).unwrap(), "{tier} {name}: index");
-            assert_eq!(got.pairs.to_u32(&b).unwrap(), want.pairs.to_u32(&cpu).unwrap(), "{tier} {name}: pairs");
+            let indexes = [got.to_host(&b).unwrap(), want.to_host(&cpu).unwrap(), of_choice.to_host(&cpu).unwrap()];
+            let pairs = [
+                got.pairs.to_u32(&b).unwrap(),
+                want.pairs.to_u32(&cpu).unwrap(),
+                of_choice.pairs.to_u32(&cpu).unwrap(),
+            ];
+            for h in 0..s.n_heads {
+                let expected = if got_sets[h] == want_sets[h] { 1 } else { 2 };
+                assert_eq!(rows_of(&indexes[0], h), rows_of(&indexes[expected], h), "{tier} {name}: index of head {h}");
+                let per_head = |p: &[u32]| p[p.len() / s.n_heads * h..p.len() / s.n_heads * (h + 1)].to_vec();
+                assert_eq!(per_head(&pairs[0]), per_head(&pairs[expected]), "{tier} {name}: pairs of head {h}");
+            }
         }
     }
+}
+
+/// Columns and offsets that each head chose.
+fn sets_of<B: Backend>(b: &B, chosen: &Chosen<B>) -> Vec<[Vec<u32>; 2]> {
+    let (columns, offsets) = (chosen.columns(b).unwrap(), chosen.offsets(b).unwrap());
+    columns.into_iter().zip(offsets).map(|(columns, offsets)| [columns, offsets]).collect()
+}
+
+/// Equal sets, but for keys whose score lies within 1e-4 of the least that the CPU chose: scores agree no better.
+fn same_but_for_ties(what: &str, got: &[u32], want: &[u32], scores: &[f32], forced: usize) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    assert!(got.windows(2).all(|pair| pair[0] < pair[1]), "{what}: ascending");
+    let score = |&key: &u32| scores[key as usize];
+    let cut = want.iter().filter(|key| **key as usize >= forced).map(score).fold(f32::INFINITY, f32::min);
+    let differ = |a: &[u32], b: &[u32]| a.iter().copied().filter(|key| !b.contains(key)).collect::<Vec<_>>();
+    for key in differ(got, want).into_iter().chain(differ(want, got)) {
+        let distance = (score(&key) - cut).abs();
+        assert!(
+            key as usize >= forced && distance <= 2e-4 * cut + 1e-7,
+            "{what}: {key} is {distance} from the cut {cut}"
+        );
+    }
+}
+
+/// Ranges and columns of each row block of a head.
+fn rows_of(index: &HostIndex, head: usize) -> Vec<(Vec<[i32; 2]>, Vec<i32>)> {
+    let rows = (index.range_ptr.len() - 1) / index.n_heads;
+    let part = |ptr: &[i64], row: usize| ptr[row] as usize..ptr[row + 1] as usize;
+    let row = |row| {
+        (index.ranges[part(&index.range_ptr, row)].to_vec(), index.columns[part(&index.column_ptr, row)].to_vec())
+    };
+    (head * rows..(head + 1) * rows).map(row).collect()
 }
 
 /// An index of given choices: a vertical-slash, a block-sparse, an A-shape and a dense head.
