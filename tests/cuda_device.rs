@@ -225,7 +225,7 @@ mod out_of_memory {
         let mut engine =
             Engine::new(Cuda::new(0, CudaOptions::default()).unwrap(), model, EngineOptions::default()).unwrap();
         let dense = AttentionMode::Uniform(HeadPattern::Dense);
-        let error = engine.prefill(&vec![1; 40_000_000], &dense, &mut |_| ()).err().expect("too long");
+        let error = engine.prefill(&vec![1; 40_000_000], &dense, &mut |_| ()).expect_err("too long");
         assert!(matches!(&error, Error::OutOfMemory(text) if text.contains("tokens fit")), "{error}");
         println!("{error}");
         engine.prefill(&[1, 2, 3], &dense, &mut |_| ()).unwrap();
