@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// That a file can be written there, to be asked before long work whose result would be lost.
+#[cfg(feature = "cli")]
 pub fn check_place(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Err(Error::file(path, "expected the name of a file to write, found a directory"));
@@ -61,8 +62,14 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let error = super::write(&dir.path().join("no/such/dir"), b"").unwrap_err();
         assert!(error.to_string().contains("no/such/dir"), "{error}");
-        super::check_place(&path).unwrap();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(feature = "cli")]
+    #[test]
+    fn places_are_checked_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        super::check_place(&dir.path().join("out.json")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         for wrong in [dir.path().to_path_buf(), dir.path().join("no/such")] {
             assert!(super::check_place(&wrong).is_err(), "{wrong:?}");
         }

@@ -347,9 +347,9 @@ pub fn recall(scores: &Scores, floor: f64, alpha: f64, window: usize) -> Option<
         mass[j / BLOCK] += scores.by_key[j];
     }
     let always = |c: usize| c == 0 || c + window > own;
-    for c in 0..weights.len() {
+    for (c, mass) in mass.iter().enumerate() {
         if always(c) {
-            held += mass[c];
+            held += mass;
         }
     }
     let largest = |floor: f64| {

@@ -119,8 +119,8 @@ fn threshold_is_the_papers_cpu() {
         let scores: Vec<Scores> = (0..call.shape.n_heads).map(|h| Scores::of(&head(call, h))).collect();
         for alpha in [0.02f32, 0.1, 0.5] {
             let index = index_of(call, &vec![HeadPattern::Threshold { alpha }; call.shape.n_heads]);
-            for h in 0..call.shape.n_heads {
-                let verdicts = methods::threshold(&scores[h], f64::from(alpha), 4);
+            for (h, scores) in scores.iter().enumerate() {
+                let verdicts = methods::threshold(scores, f64::from(alpha), 4);
                 ties += check_blocks(&format!("{what}: alpha {alpha}"), &index, h, &head(call, h), &verdicts);
                 entries += verdicts.iter().map(Vec::len).sum::<usize>();
                 dropped += verdicts.iter().flatten().filter(|v| **v == Verdict::Out).count();
