@@ -22,14 +22,14 @@ macro_rules! sources {
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
     "add" "append_kv" "attention" "attention_coop" "attention_rows" "build_index_dense" "build_index_keep"
     "build_index_place" "build_index_rows" "cast" "clamp_columns" "clip_index_keep" "clip_index_rows" "coop_layout" "count_by_mass"
-    "decode_attention" "decode_attention_merge" "embed" "expand" "gather_columns" "group_offsets" "matmul" "matmul_coop" "matvec"
+    "decode_attention" "decode_attention_merge" "embed" "expand" "group_offsets" "matmul" "matmul_coop" "matvec"
     "merge_attention" "pack_kv" "pool_blocks" "rms_norm" "rope" "score_blocks" "score_last_queries_merge"
     "score_last_queries_rows" "score_last_queries_sums" "select_blocks" "select_top_k" "select_weighed_blocks"
     "settle_heads" "silu_mul" "unpack_kv" "weigh_blocks");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "columns_compact" "columns_direct" "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar" "coop_tiles_vec4" "coop_walk" "dot_tile"
+    "columns_direct" "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar" "coop_tiles_vec4" "coop_walk" "dot_tile"
     "eight_f16" "eight_words" "input8_vec4" "input8_wide" "input8_words" "input_scalar" "input_vec4" "invocation"
     "invocation_subgroup" "lanes_1" "lanes_4" "last_tile_dot" "last_tile_rows" "mass" "matmul_out"
     "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32" "packed" "packed_q4_0" "packed_q4_k" "packed_q6_k"
