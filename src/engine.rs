@@ -23,7 +23,7 @@ pub use plan::MemoryPlan;
 use crate::attention::Computed;
 use crate::backend::Backend;
 use crate::backend::params::BLOCK;
-use crate::estimate::EXACT;
+use crate::estimate::{AttentionOptions, EXACT};
 use crate::model::{AttentionCall, Chunk, Decoder, DecoderConfig, KvCache, KvPlace, KvType, Model, Watch, Workspace};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::sample::{self, Sampler};
@@ -72,6 +72,13 @@ impl Default for EngineOptions {
             exact_index: true,
             interrupt: Arc::default(),
         }
+    }
+}
+
+impl EngineOptions {
+    fn attention<B: Backend>(&self, b: &B, mode: &AttentionMode) -> AttentionOptions {
+        let dense_above = if self.exact_index { EXACT } else { b.dense_above() };
+        AttentionOptions { dense_above, extras: mode.extras() }
     }
 }
 
@@ -202,6 +209,11 @@ impl<B: Backend> Engine<B> {
         &self.options
     }
 
+    /// How pre-fills under this mode depart from what their patterns say.
+    pub fn attention_options(&self, mode: &AttentionMode) -> AttentionOptions {
+        self.options.attention(&self.backend, mode)
+    }
+
     /// Every token in the cache.
     pub fn ids(&self) -> &[u32] {
         &self.ids
@@ -328,7 +340,7 @@ impl<B: Backend> Engine<B> {
             let what = format!("the KV cache is made for {} tokens, {sequence} are asked for", cache.capacity());
             return Err(Error::invalid(what));
         }
-        let chunk = Chunk { ids: &[id], mode: None, sequence, from_row: 0, dense_above: EXACT };
+        let chunk = Chunk { ids: &[id], mode: None, sequence, from_row: 0, options: AttentionOptions::EXACT };
         self.decoder.forward(&self.backend, chunk, cache, workspace, &mut ())?;
         let logits = self.decoder.logits(&self.backend, workspace, 0..1)?.to_f32(&self.backend)?;
         self.ids.push(id);
@@ -467,8 +479,7 @@ impl<B: Backend> Engine<B> {
                 true => 0,
                 false => chunk.len() - usize::from(end == ids.len()),
             };
-            let dense_above = if options.exact_index { EXACT } else { b.dense_above() };
-            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence, from_row, dense_above };
+            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence, from_row, options: options.attention(b, mode) };
             decoder.forward(b, chunk, cache, workspace, &mut recorder)?;
             after(b, decoder, workspace, start..end)?;
         }

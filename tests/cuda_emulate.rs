@@ -81,6 +81,8 @@ fn attention_for_hopper() {
         ];
         attention("attention_sm90a", &defines, &files);
     }
+    let defines = [("KERNEL", "90"), ("HEAD_DIM", "64"), F16, ("OUT", "act"), SMEM, ("SKIP_SOFTMAX", "1")];
+    attention("attention_sm90a", &defines, &files);
     let defines = [("KERNEL", "90"), ("HEAD_DIM", "96"), F16, ("OUT", "float"), SMEM];
     attention("attention_sm90a", &defines, &["attn_n200_h2kv2_d96.safetensors", "attn_n200_h1kv1_d96.safetensors"]);
     let defines = [("KERNEL", "90"), ("HEAD_DIM", "128"), ("BF16", "1"), ("OUT", "act"), SMEM];
@@ -94,10 +96,13 @@ fn attention_for_ampere() {
         ("64", "1", "float", &["attn_n65_h2kv2_d64.safetensors", "attn_n33_h2kv2_d64.safetensors"]),
         ("96", "2", "float", &["attn_n200_h2kv2_d96.safetensors", "attn_n200_h1kv1_d96.safetensors"]),
     ];
-    for (head_dim, row_blocks, out, files) in cases {
+    for &(head_dim, row_blocks, out, files) in &cases {
         let defines = [("KERNEL", "80"), ("HEAD_DIM", head_dim), F16, ("OUT", out), ("ROW_BLOCKS", row_blocks), SMEM];
         attention("attention_sm80", &defines, files);
     }
+    let defines =
+        [("KERNEL", "80"), ("HEAD_DIM", "64"), F16, ("OUT", "act"), ("ROW_BLOCKS", "2"), SMEM, ("SKIP_SOFTMAX", "1")];
+    attention("attention_sm80", &defines, cases[0].3);
 }
 
 #[test]

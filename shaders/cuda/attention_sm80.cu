@@ -15,8 +15,12 @@ struct AttentionParams {
     float scale;
     u32 q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, out_row_stride, out_head_stride;
     u32 write_lse;
+    float skip_below;
 };
 
+#ifndef SKIP_SOFTMAX
+#define SKIP_SOFTMAX 0                                  // 1: tiles far below the running maxima are skipped
+#endif
 #define THREADS 128
 #define Q_AT 0
 #define K_AT (ROW_BLOCKS * TILE_BYTES)
@@ -140,8 +144,8 @@ attention_sm80(const AttentionParams p,
             }
         }
     };
-    // mask, online softmax (base 2): S becomes P
-    auto softmax = [&](Rows& x, int b, const Tile& t) {
+    // what a row block does not see of the tile
+    auto hide = [&](Rows& x, int b, const Tile& t) {
         const int block_position = (int)p.q_start + (first_block + b) * 64, row_position = block_position + warp * 16 + (lane >> 2);
         if (t.keep[b] != ~0ull) {
             const u64 m = t.keep[b] >> (2 * (lane & 3));
@@ -172,6 +176,21 @@ attention_sm80(const AttentionParams p,
                     if (key >= n_init && row_position + 8 - key >= n_local) x.s[j][c + 2] = MASKED;
                 }
         }
+    };
+#if SKIP_SOFTMAX
+    // Skip-softmax: whether a row of this warp has a score that is not far below its running maximum.
+    auto loud = [&](const Rows& x) -> bool {
+        bool found = false;
+        #pragma unroll
+        for (int h = 0; h < 2; h++)
+            #pragma unroll
+            for (int j = 0; j < 8; j++) found |= fmaxf(x.s[j][2 * h], x.s[j][2 * h + 1]) * scale >= x.top[h] * scale + p.skip_below * LOG2_E;
+        return found;
+    };
+#endif
+    // mask, online softmax (base 2): S becomes P
+    auto softmax = [&](Rows& x, int b, const Tile& t) {
+        hide(x, b, t);
         #pragma unroll
         for (int h = 0; h < 2; h++) {
             float m = x.top[h];
@@ -258,6 +277,16 @@ attention_sm80(const AttentionParams p,
         __syncthreads();                                // V of this tile is here, K is done with
         if (next.rows) load_k(next);
         cp_async_commit();
+#if SKIP_SOFTMAX
+        bool found = false;
+        #pragma unroll
+        for (int b = 0; b < ROW_BLOCKS; b++)
+            if (use >> b & 1) {
+                hide(rows[b], b, now);
+                found |= loud(rows[b]);
+            }
+        if (!__any_sync(~0u, found)) continue;
+#endif
         #pragma unroll
         for (int b = 0; b < ROW_BLOCKS; b++)
             if (use >> b & 1) softmax(rows[b], b, now);

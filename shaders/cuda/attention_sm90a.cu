@@ -20,6 +20,7 @@ struct AttentionParams {
     float scale;
     u32 q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, out_row_stride, out_head_stride;
     u32 write_lse;
+    float skip_below;
 };
 
 #ifndef Q_SHARED
@@ -27,6 +28,9 @@ struct AttentionParams {
 #endif
 #ifndef PINGPONG
 #define PINGPONG 1
+#endif
+#ifndef SKIP_SOFTMAX
+#define SKIP_SOFTMAX 0                                  // 1: pairs far below the running maxima are skipped
 #endif
 #define SLABS ((HEAD_DIM + 63) / 64)                    // of 64 elements = 128 bytes, the width of the swizzle
 #define BOX_BYTES 8192                                  // 64 rows of a slab: what one copy brings
@@ -311,6 +315,7 @@ attention_sm90a(const AttentionParams p,
     const u64 q_desc = descriptor(base + Q_AT + mine * BLOCK_BYTES, BOX_BYTES);
 #endif
     float o[HEAD_DIM / 2], s[64], top[2], sum[2], fade[2];
+    bool quiet = false;                                 // skip-softmax: the pair held gives no values
     u32 pf[8][4];
     auto clear = [&]() {
         #pragma unroll
@@ -360,6 +365,7 @@ attention_sm90a(const AttentionParams p,
     auto values = [&]() {                               // issue O += P V
         wgmma_fence();
         const u64 d = descriptor(base + V_AT + uniform(held) * PAIR_BYTES, SLAB_BYTES);
+        if (!SKIP_SOFTMAX || !quiet)                    // a group without products counts as one, too
         #pragma unroll
         for (int i = 0; i < 8; i++) wgmma_v(o, pf[i], d + i * (16 * 128) / 16, true);
         wgmma_commit();
@@ -407,6 +413,16 @@ attention_sm90a(const AttentionParams p,
                     }
             }
         }
+#if SKIP_SOFTMAX
+        bool loud = false;                              // whether a row has a score that is not far below its running maximum
+        #pragma unroll
+        for (int h = 0; h < 2; h++)
+            #pragma unroll
+            for (int j = 0; j < 16; j++) loud |= fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]) * scale >= top[h] * scale + p.skip_below * LOG2_E;
+        quiet = !barrier_any(3 + mine, 128, loud);
+        fade[0] = fade[1] = 1.f;
+        if (quiet) return false;
+#endif
         bool moved = false;
         #pragma unroll
         for (int h = 0; h < 2; h++) {

@@ -8,6 +8,7 @@ mod estimation;
 mod index;
 mod mass;
 mod rows;
+mod xattention;
 
 use minference::DType;
 use minference::backend::Backend;

@@ -157,6 +157,35 @@ pub(super) fn settle_heads(
     b.launch(&kernel, "settle_heads", Launch::new([p.n_heads, 1, 1], 256), &args)
 }
 
+pub(super) fn fold_rows(b: &Cuda, p: &FoldRowsParams, x: Slice<Cuda>, out: SliceMut<Cuda>) -> Result<()> {
+    let kernel = kernels::FOLD_ROWS.with(&[("BF16", &b.bf16())]);
+    let (x, out) = (address(&x), address_mut(&out));
+    require_vectors("fold_rows", &[x, out], &[p.head_dim, p.row_stride, p.head_stride])?;
+    let chunks = p.len.div_ceil(p.fold) * p.fold * (p.head_dim / 8);
+    let launch = Launch::new([chunks.div_ceil(256), p.n_heads, 1], 256);
+    b.launch(&kernel, "fold_rows", launch, &[arg(p), arg(&x), arg(&out)])
+}
+
+pub(super) fn weigh_antidiagonals(
+    b: &Cuda,
+    p: &WeighAntidiagonalsParams,
+    plan: Slice<Cuda>,
+    products: Slice<Cuda>,
+    scores: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::WEIGH_ANTIDIAGONALS.with(&[("BF16", &b.bf16())]);
+    let (plan, products, scores) = (address(&plan), address(&products), address_mut(&scores));
+    let launch = Launch::new([p.band_len, p.n_heads, 1], 256);
+    b.launch(&kernel, "weigh_antidiagonals", launch, &[arg(p), arg(&plan), arg(&products), arg(&scores)])
+}
+
+pub(super) fn share_scores(b: &Cuda, p: &ShareScoresParams, plan: Slice<Cuda>, scores: SliceMut<Cuda>) -> Result<()> {
+    let kernel = kernels::SHARE_SCORES.with(&[("BF16", &b.bf16())]);
+    let (plan, scores) = (address(&plan), address_mut(&scores));
+    let launch = Launch::new([p.len.div_ceil(256), p.rows / p.share, 1], 256);
+    b.launch(&kernel, "share_scores", launch, &[arg(p), arg(&plan), arg(&scores)])
+}
+
 pub(super) fn weigh_blocks(
     b: &Cuda,
     p: &WeighBlocksParams,

@@ -82,6 +82,12 @@ sources! {
     WEIGH_BLOCKS = "weigh_blocks" ["shared/mass"];
     /// `Backend::select_weighed_blocks`.
     SELECT_WEIGHED_BLOCKS = "select_weighed_blocks" ["shared/mass"];
+    /// `Backend::fold_rows`.
+    FOLD_ROWS = "fold_rows" [];
+    /// `Backend::weigh_antidiagonals`.
+    WEIGH_ANTIDIAGONALS = "weigh_antidiagonals" ["shared/mass"];
+    /// `Backend::share_scores`.
+    SHARE_SCORES = "share_scores" [];
     /// `Backend::build_index`.
     BUILD_INDEX = "build_index" [];
     /// The chosen columns' K and V in one piece.

@@ -302,6 +302,11 @@ impl Backend for Cuda {
         DENSE_ABOVE
     }
 
+    /// Whole pre-fills of Qwen2.5-Coder-1.5B under a threshold, on an H100: 0.99 of dense's speed at 4096 tokens, 1.08 at 8192.
+    fn sparse_from(&self) -> usize {
+        6144
+    }
+
     fn accepts_weight(&self, dtype: DType) -> bool {
         // The other 16-bit type becomes the activations' at load; f32 stays exact and is rounded on the way to cuBLASLt.
         dtype == self.options.activation || dtype == DType::F32 || dtype.is_quantized()
@@ -470,6 +475,24 @@ impl Backend for Cuda {
         offset_count: SliceMut<Self>,
     ) -> Result<()> {
         estimate::settle_heads(self, p, [budget, column_score, block_score], [plan, column_count, offset_count])
+    }
+
+    fn fold_rows(&self, p: &FoldRowsParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        estimate::fold_rows(self, p, x, out)
+    }
+
+    fn weigh_antidiagonals(
+        &self,
+        p: &WeighAntidiagonalsParams,
+        plan: Slice<Self>,
+        products: Slice<Self>,
+        scores: SliceMut<Self>,
+    ) -> Result<()> {
+        estimate::weigh_antidiagonals(self, p, plan, products, scores)
+    }
+
+    fn share_scores(&self, p: &ShareScoresParams, plan: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        estimate::share_scores(self, p, plan, scores)
     }
 
     fn weigh_blocks(

@@ -282,6 +282,7 @@ pub(super) fn attention(
             v_head_stride: p.v_head_stride,
             out_row_stride: p.out_row_stride,
             out_head_stride: p.out_head_stride,
+            skip_below: p.skip_below,
         };
         let bindings = [
             strided(q, q_stride, heads.clone(), rows.clone(), p.head_dim),
