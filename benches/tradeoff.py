@@ -19,9 +19,11 @@ METHODS = {
     "block_sparse": [f"block_sparse:{k}" for k in (2, 4, 8, 16, 32)],
     "flex": [f"flex:{g}" for g in (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)],
     "threshold": [f"threshold:{a}" for a in (0.5, 0.2, 0.1, 0.05, 0.02, 0.005)],
+    "recall": [f"recall:{f}:1" for f in (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)],
+    "xattention": [f"xattention:8:{t}" for t in (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)],
     "tri_shape": [f"tri_shape:64:{n}:128" for n in (64, 512, 1024)],
 }
-COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b"]
+COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf", "#7f7f7f", "#bcbd22"]
 
 
 def measure(program, head, pattern):
@@ -78,4 +80,5 @@ def main():
     pathlib.Path(target + ".json").write_text(json.dumps(raw, indent=1) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

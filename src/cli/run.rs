@@ -315,7 +315,8 @@ impl RunTask<'_> {
         let watch = looks.then_some(&mut insight);
         let prefill = prefill_watched(&mut engine, &self.ids, &self.mode, console, watch)?;
         if looks {
-            look(&prefill, &insight, &engine.model().name, args, console)?;
+            let name = self.mode.name();
+            look(&prefill, &insight, [&engine.model().name, &name], args, console)?;
         }
         if let Some(path) = &args.kv_out {
             engine.save_context(path)?;
@@ -437,7 +438,13 @@ fn ask<B: Backend>(
 }
 
 /// `--verify` and `--report`.
-fn look(prefill: &Prefill, insight: &Insight, model: &str, args: &RunArgs, console: &Console) -> Result<()> {
+fn look(
+    prefill: &Prefill,
+    insight: &Insight,
+    [model, attention]: [&str; 2],
+    args: &RunArgs,
+    console: &Console,
+) -> Result<()> {
     let layers = &insight.layers;
     if args.verify {
         let worst = |of: &dyn Fn(usize) -> f64| (0..layers.len()).max_by(|a, b| of(*a).total_cmp(&of(*b))).unwrap_or(0);
@@ -460,7 +467,7 @@ fn look(prefill: &Prefill, insight: &Insight, model: &str, args: &RunArgs, conso
         prefill.heads[layer].iter().zip(kept).map(cell).collect()
     };
     let report = json!({
-        "model": model, "tokens": prefill.tokens, "density": prefill.density,
+        "model": model, "attention": attention, "tokens": prefill.tokens, "density": prefill.density,
         "layers": (0..layers.len()).map(|layer| json!({
             "heads": heads(layer), "last_rows_error": layers[layer].last_rows_error,
         })).collect::<Vec<_>>(),

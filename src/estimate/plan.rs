@@ -398,6 +398,8 @@ mod tests {
             "block_sparse:100",
             "flex:0.95",
             "threshold:0.1",
+            "recall:0.95",
+            "xattention:16:0.9",
         ] {
             let patterns = vec![text.parse().unwrap(); 32];
             let shape = shape(32, 8, 131072, 0);
@@ -417,6 +419,7 @@ mod tests {
                 ("block_sparse:100", 32, 32),
                 ("a_shape:1024:4096", 32, 2),
                 ("flex:0.95", 32, 8),
+                ("recall:0.95", 32, 8),
             ] {
                 let patterns = vec![text.parse().unwrap(); heads];
                 let shape = shape(heads, kv_heads, 1 << 20, 0);
