@@ -18,7 +18,7 @@ import pathlib
 import random
 import sys
 
-from tradeoff import COLOURS, panel
+from tradeoff import picture
 
 DRAWS = 10_000
 
@@ -104,14 +104,7 @@ def main():
             lines.append(f"| `{label}` | {signs[0]} | {signs[1]} | {ratio:.2f} ({low:.2f} to {high:.2f}) |")
     text = "\n".join(lines) + "\n"
     pathlib.Path(target + ".md").write_text(text)
-    least = min(r["recall"] for rows in points.values() for r in rows)
-    most = max(r["rel_l2"] for rows in points.values() for r in rows)
-    svg = panel(0, f"kept attention mass, mean of {n} heads", "recall", points, max(0.0, int(least * 20) / 20), 1.0)
-    svg += panel(400, "relative error of the output", "rel_l2", points, 0.0, max(0.05, int(most * 20 + 1) / 20))
-    for i, (colour, name) in enumerate(zip(COLOURS, points)):
-        svg.append(f'<rect x="800" y="{50 + 20 * i}" width="12" height="12" fill="{colour}"/><text x="818" y="{60 + 20 * i}">{name}</text>')
-    head = '<svg xmlns="http://www.w3.org/2000/svg" width="930" height="350" font-family="sans-serif" font-size="12"><rect width="930" height="350" fill="#fff"/>'
-    pathlib.Path(target + ".svg").write_text("\n".join([head, *svg, "</svg>"]) + "\n")
+    picture(target + ".svg", f"{n} heads", points)
     print(text, end="")
 
 
