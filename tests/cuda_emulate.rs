@@ -16,6 +16,7 @@ fn check(stem: &str, program: &str, defines: &[(&str, &str)], files: &[PathBuf])
         "attention_sm80" => &["values", "ranges", "tile"],
         "attention_sm90a" => &["values", "ranges"],
         "score_last_queries" => &["tile"],
+        "settle_heads" => &["mass"],
         _ => &[],
     };
     let mut text = "#include \"shaders/cuda/shared/types.cu\"\n#include \"tests/cuda/emulate.h\"\n".to_string();
@@ -114,6 +115,11 @@ fn index_of_random_plans_and_golden_conversions() {
 #[test]
 fn top_k_of_random_scores() {
     let _ = check("select_top_k", "select_top_k", &[F16], &[]);
+}
+
+#[test]
+fn thresholds_of_recall_heads() {
+    let _ = check("settle_heads", "settle_heads", &[F16], &[]);
 }
 
 #[test]

@@ -30,7 +30,7 @@ struct AttentionParams {
 #define PINGPONG 1
 #endif
 #ifndef SKIP_SOFTMAX
-#define SKIP_SOFTMAX 0                                  // 1: pairs far below the running maxima are skipped
+#define SKIP_SOFTMAX 0                                  // 1: exponentials far below the running maxima are skipped
 #endif
 #define SLABS ((HEAD_DIM + 63) / 64)                    // of 64 elements = 128 bytes, the width of the swizzle
 #define BOX_BYTES 8192                                  // 64 rows of a slab: what one copy brings
@@ -315,7 +315,6 @@ attention_sm90a(const AttentionParams p,
     const u64 q_desc = descriptor(base + Q_AT + mine * BLOCK_BYTES, BOX_BYTES);
 #endif
     float o[HEAD_DIM / 2], s[64], top[2], sum[2], fade[2];
-    bool quiet = false;                                 // skip-softmax: the pair held gives no values
     u32 pf[8][4];
     auto clear = [&]() {
         #pragma unroll
@@ -365,7 +364,6 @@ attention_sm90a(const AttentionParams p,
     auto values = [&]() {                               // issue O += P V
         wgmma_fence();
         const u64 d = descriptor(base + V_AT + uniform(held) * PAIR_BYTES, SLAB_BYTES);
-        if (!SKIP_SOFTMAX || !quiet)                    // a group without products counts as one, too
         #pragma unroll
         for (int i = 0; i < 8; i++) wgmma_v(o, pf[i], d + i * (16 * 128) / 16, true);
         wgmma_commit();
@@ -413,16 +411,6 @@ attention_sm90a(const AttentionParams p,
                     }
             }
         }
-#if SKIP_SOFTMAX
-        bool loud = false;                              // whether a row has a score that is not far below its running maximum
-        #pragma unroll
-        for (int h = 0; h < 2; h++)
-            #pragma unroll
-            for (int j = 0; j < 16; j++) loud |= fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]) * scale >= top[h] * scale + p.skip_below * LOG2_E;
-        quiet = !barrier_any(3 + mine, 128, loud);
-        fade[0] = fade[1] = 1.f;
-        if (quiet) return false;
-#endif
         bool moved = false;
         #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -441,6 +429,16 @@ attention_sm90a(const AttentionParams p,
                 top[h] = a;
                 moved = true;
             }
+#if SKIP_SOFTMAX
+            // Skip-softmax by the rows of a warp: exponentials become zeros. The product still runs, on them: one that not all
+            // ways through the loop issue would serialise the others (C7519).
+            const bool quiet = !__any_sync(~0u, a >= top[h] + p.skip_below / p.scale);
+            if (quiet) {
+                #pragma unroll
+                for (int j = 0; j < 16; j++) s[4 * j + 2 * h] = s[4 * j + 2 * h + 1] = 0.f;
+                continue;
+            }
+#endif
             const float shifted = top[h] * scale;
             float x = 0.f, y = 0.f;
             #pragma unroll

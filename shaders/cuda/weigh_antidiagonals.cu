@@ -22,13 +22,13 @@ weigh_antidiagonals(const WeighAntidiagonalsParams p, const uint4* __restrict__ 
         for (u32 w = threadIdx.x; w < seen; w += MASS_THREADS) mine = fmaxf(mine, products[w]);
         const float largest = block_max(mine);
         mine = 0.f;
-        for (u32 w = threadIdx.x; w < seen; w += MASS_THREADS) mine += __expf((products[w] - largest) * p.scale);
+        for (u32 w = threadIdx.x; w < seen; w += MASS_THREADS) mine += expf((products[w] - largest) * p.scale);
         const float inverse = 1.f / block_sum(mine);
 
         // by block
         for (u32 c = threadIdx.x; c < p.key_blocks; c += MASS_THREADS) {
             float sum = 0.f;
-            for (u32 w = c * of_block; w < min(seen, (c + 1) * of_block); w++) sum += __expf((products[w] - largest) * p.scale);
+            for (u32 w = c * of_block; w < min(seen, (c + 1) * of_block); w++) sum += expf((products[w] - largest) * p.scale);
             scores[c] = sum * inverse + (i ? scores[c] : 0.f);
         }
     }

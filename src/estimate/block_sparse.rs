@@ -1,7 +1,7 @@
 //! Block-sparse heads: for each block of 64 queries the best blocks of 64 keys, by block means (paper, Algorithm 3).
 
 use super::antidiagonals::Antidiagonals;
-use super::plan::{IndexLimits, Plan, pools};
+use super::plan::{IndexLimits, Plan};
 use crate::backend::Backend;
 use crate::backend::params::{BLOCK, HeadPlan};
 use crate::ops::{self, AttentionShape, BlockBand, WEIGHT_BINS};
@@ -18,17 +18,26 @@ pub(super) struct Means<B: Backend> {
 }
 
 impl<B: Backend> Means<B> {
-    /// With those of the queries shared by `share` neighbouring heads.
-    pub fn new(b: &B, shape: &AttentionShape, plan: &Plan, share: usize, q: View<B>, k: View<B>) -> Result<Self> {
+    /// `padded`: as the official block-sparse kernel has a short last block, see [`ops::pool_blocks`]. `share` neighbouring
+    /// heads share those of their queries, of the heads of the plan that `go` by them.
+    pub fn new(
+        b: &B,
+        shape: &AttentionShape,
+        [q, k]: [View<B>; 2],
+        padded: bool,
+        share: usize,
+        plan: &Plan,
+        go: fn(&HeadPlan) -> bool,
+    ) -> Result<Self> {
         let (row_blocks, key_blocks) = (shape.q_len.div_ceil(BLOCK), shape.kv_len.div_ceil(BLOCK));
         let mut means = Self {
             q: Tensor::alloc(b, DType::F32, [shape.n_heads, row_blocks, shape.head_dim])?,
             k: Tensor::alloc(b, DType::F32, [shape.n_kv_heads, key_blocks, shape.head_dim])?,
         };
-        ops::pool_blocks(b, q, shape.q_len, shape.q_stride, means.q.view_mut())?;
-        ops::pool_blocks(b, k, shape.kv_len, shape.k_stride, means.k.view_mut())?;
+        ops::pool_blocks(b, q, shape.q_len, shape.q_stride, padded, means.q.view_mut())?;
+        ops::pool_blocks(b, k, shape.kv_len, shape.k_stride, padded, means.k.view_mut())?;
         if share > 1 {
-            let table = plan.table(|head| pools(head).then_some(HeadPlan::BLOCK_SPARSE));
+            let table = plan.table(|head| go(head).then_some(HeadPlan::BLOCK_SPARSE));
             let table = Tensor::from_slice(b, DType::U32, [shape.n_heads, 4], &table)?;
             let q = means.q.view_mut().reshape([shape.n_heads, row_blocks * shape.head_dim]);
             ops::share_scores(b, share, table.view(), q)?;
@@ -48,12 +57,15 @@ pub(super) struct By<'a, B: Backend> {
 }
 
 /// The chosen blocks as bits: u32 `[H, R, ceil(C / 32)]`, for `C = ceil(kv_len / 64)`; the rows of other heads are not
-/// written. Row blocks go band by band, so that scores stay small. `table` is the plan on the device, flex heads settled.
+/// written. Row blocks go band by band, so that scores stay small. `table` is the plan on the device, flex heads settled;
+/// `by` what heads that go by weight are judged by.
 pub(super) fn choose<B: Backend>(
     b: &B,
     shape: &AttentionShape,
     plan: &Plan,
     table: View<B>,
+    q: View<B>,
+    k: View<B>,
     by: By<B>,
 ) -> Result<Tensor<B>> {
     let heads = shape.n_heads;
@@ -65,7 +77,10 @@ pub(super) fn choose<B: Backend>(
     let mut scores = Tensor::alloc(b, DType::F32, [heads, band_len, key_blocks])?;
     // Heads with a count of blocks, apart from those that go by weight.
     let top_k = |h: &HeadPlan| (h.kind == HeadPlan::BLOCK_SPARSE && h.c == HeadPlan::TOP_K).then_some(h.kind);
-    let has_top_k = plan.heads.iter().any(|h| top_k(h).is_some());
+    let padded = match plan.heads.iter().any(|h| top_k(h).is_some()) {
+        true => Some(Means::new(b, shape, [q, k], true, by.share, plan, |h| h.c == HeadPlan::TOP_K)?),
+        false => None,
+    };
     let top_k = Tensor::from_slice(b, DType::U32, [heads, 4], &plan.table(top_k))?;
     let mut mass = match plan.weighs() {
         true if plan.uses(HeadPlan::FLEX) => {
@@ -94,6 +109,9 @@ pub(super) fn choose<B: Backend>(
         if let Some(means) = by.means {
             ops::score_blocks(b, band, table, means.q.view(), means.k.view(), scores.view_mut())?;
         }
+        if let Some(means) = &padded {
+            ops::score_blocks(b, band, top_k.view(), means.q.view(), means.k.view(), scores.view_mut())?;
+        }
         for (folded, own) in by.folds.iter().zip(&own_tables) {
             folded.score(b, shape, band, own.view(), scores.view_mut())?;
             if by.share > 1 {
@@ -115,7 +133,7 @@ pub(super) fn choose<B: Backend>(
     }
     for &start in &bands {
         let band = score(&mut scores, start)?;
-        if has_top_k {
+        if padded.is_some() {
             ops::select_blocks(b, band, top_k.view(), scores.view(), mask.view_mut())?;
         }
         if let Some(mass) = &mut mass {

@@ -12,10 +12,17 @@
 //! 1 to 4): the last queries' attention over key blocks against the softmax of block means, by the square root of their
 //! Jensen-Shannon divergence; below `tau` the heaviest blocks of the whole map that hold `gamma` of it, else the fewest
 //! columns and the fewest diagonals that hold `gamma` of the last queries' attention. Apart from the paper, blocks are of
-//! 64 and not 128, the last 64 queries stand for all, columns are single keys, diagonals are weighed
-//! and taken by 64 (a block of them costs what one does) and become blocks by the official MInference rule, [`FORCED_COLUMNS`] and [`FORCED_OFFSETS`] are always in, weights within 1/64 of each other are taken
-//! together (so that an even map is taken whole), and a head that needs more than an eighth of all columns (4096 to 16384)
-//! becomes dense.
+//! 64 and not 128, the last 64 queries stand for all, columns are single keys, diagonals are weighed and taken by 64 (a
+//! block of them costs what one does) and become blocks by the official MInference rule, [`FORCED_COLUMNS`] and
+//! [`FORCED_OFFSETS`] are always in, weights within 1/64 of each other are taken together (so that an even map is taken
+//! whole), and a head that needs more than an eighth of all columns (4096 to 16384) becomes dense. The budgets count keys:
+//! fewest and most columns, and diagonals beside the nearest [`FORCED_OFFSETS`]; a head of blocks keeps so many nearest keys
+//! (the published code gives it the fewest columns and diagonals instead) and its first block.
+//!
+//! **Threshold** is FlashPrefill's selection (arXiv 2603.06199) without its scoring: key blocks that weigh at least `alpha`
+//! times the heaviest of their row, by the softmax of block means, and always the first block and four up to the row
+//! block's own. **Tri-shape** is TriangleMix's mask (arXiv 2507.21526) by row blocks; with chunked pre-fill the last queries
+//! are those of each chunk.
 //!
 //! **Recall**, which automatic heads are on long prompts: FlashPrefill's selection (arXiv 2603.06199), key blocks whose mean
 //! weighs at least a threshold times the heaviest's, with a threshold fitted to each head on each prompt: the largest whose
@@ -145,7 +152,7 @@ pub fn choose_with<B: Backend>(
     let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
     let flex = plan.uses(HeadPlan::FLEX);
     let means = match plan.pools() {
-        true => Some(Means::new(b, shape, &plan, share, q, k)?),
+        true => Some(Means::new(b, shape, [q, k], false, share, &plan, plan::pools)?),
         false => None,
     };
     let fit = plan.uses(HeadPlan::FIT);
@@ -161,7 +168,7 @@ pub fn choose_with<B: Backend>(
     if flex || fit || plan.uses(HeadPlan::BLOCK_SPARSE) {
         let folds = Antidiagonals::of(b, shape, &plan, q, k)?;
         let by = block_sparse::By { means: means.as_ref(), folds: &folds, share };
-        chosen.block_mask = block_sparse::choose(b, shape, &plan, chosen.plan.view(), by)?;
+        chosen.block_mask = block_sparse::choose(b, shape, &plan, chosen.plan.view(), q, k, by)?;
     }
     Ok(chosen)
 }

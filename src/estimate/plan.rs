@@ -19,6 +19,8 @@ pub struct IndexLimits {
     pub part_bytes: u64,
     /// Keys from which on automatic heads are sparse.
     pub sparse_from: usize,
+    /// Keys from which on anything is estimated, unless the index has to be exact.
+    pub estimate_from: usize,
 }
 
 impl IndexLimits {
@@ -29,7 +31,7 @@ impl IndexLimits {
             0 => u64::MAX,
             bytes => bytes,
         };
-        Self { index_bytes: 448 << 20, part_bytes, sparse_from: b.sparse_from() }
+        Self { index_bytes: 448 << 20, part_bytes, sparse_from: b.sparse_from(), estimate_from: b.estimate_from() }
     }
 }
 
@@ -51,7 +53,8 @@ pub(super) struct Plan {
 
 impl Plan {
     /// The one match over [`HeadPattern`]. A head that would compute every causal pair anyway is planned as dense: on short
-    /// prompts nothing is estimated. So is one that is bound to compute more than `dense_above` 256ths.
+    /// prompts nothing is estimated. So is one that is bound to compute more than `dense_above` 256ths, and on prompts shorter
+    /// than pays any that would be estimated.
     pub fn new(
         patterns: &[HeadPattern],
         shape: &AttentionShape,
@@ -67,16 +70,17 @@ impl Plan {
             });
         }
         let plan = |&pattern: &HeadPattern| {
-            let plan = head_plan(pattern.checked()?.resolved(shape.kv_len, limits.sparse_from), shape);
+            let plan = head_plan(pattern.checked()?.resolved(automatic_keys(shape), limits.sparse_from), shape);
             let dense = HeadPlan { kind: HeadPlan::DENSE, a: 0, b: 0, c: 0 };
-            Ok(if pays(&plan, shape, dense_above) { plan } else { dense })
+            let short = dense_above < EXACT && shape.kv_len < limits.estimate_from;
+            Ok(if pays(&plan, shape, dense_above) && !(short && is_estimated(&plan)) { plan } else { dense })
         };
         let heads = patterns.iter().map(plan).collect::<Result<Vec<_>>>()?;
         let mut plan = Self::of_heads(heads, shape, limits, FORCED_OFFSETS);
         for (((budget, stride), head), pattern) in
             plan.budgets.iter_mut().zip(&mut plan.strides).zip(&plan.heads).zip(patterns)
         {
-            let pattern = pattern.resolved(shape.kv_len, limits.sparse_from);
+            let pattern = pattern.resolved(automatic_keys(shape), limits.sparse_from);
             if let (HeadPlan::BLOCK_SPARSE, HeadPattern::XAttention { stride: own, .. }) = (head.kind, pattern) {
                 *stride = own;
             }
@@ -141,7 +145,7 @@ impl Plan {
             || self.heads.iter().any(|h| h.kind == HeadPlan::BLOCK_SPARSE && h.c != HeadPlan::TOP_K)
     }
 
-    /// Whether any head's blocks are judged by their means.
+    /// Whether any head's blocks are judged by the weights of their means.
     pub fn pools(&self) -> bool {
         self.heads.iter().any(pools)
     }
@@ -158,15 +162,24 @@ impl Plan {
     }
 }
 
+/// Queries below which automatic heads are dense whatever the keys: a question behind a long context. A layer of 12 heads
+/// over 16K keys takes an H100 about 50 us for so many, no longer than its estimation.
+const FEW_QUERIES: usize = 256;
+
+/// Keys by which an automatic head decides.
+fn automatic_keys(shape: &AttentionShape) -> usize {
+    if shape.q_len < FEW_QUERIES { 0 } else { shape.kv_len }
+}
+
 /// Whether a head has columns and offsets, or may come to.
 fn has_lines(head: &HeadPlan) -> bool {
     matches!(head.kind, HeadPlan::VERTICAL_SLASH | HeadPlan::FLEX)
 }
 
-/// Whether a head's blocks are judged by their means, or may come to be.
+/// Whether a head's blocks are judged by the weights of their means, or may come to be.
 pub(super) fn pools(head: &HeadPlan) -> bool {
     matches!(head.kind, HeadPlan::FLEX | HeadPlan::FIT)
-        || head.kind == HeadPlan::BLOCK_SPARSE && head.c != HeadPlan::ROW_MASS
+        || head.kind == HeadPlan::BLOCK_SPARSE && !matches!(head.c, HeadPlan::ROW_MASS | HeadPlan::TOP_K)
 }
 
 /// Blocks that a threshold head keeps before each row block, itself included (FlashPrefill's window).
@@ -223,6 +236,11 @@ fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
             HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: threshold.to_bits(), b: 1, c: HeadPlan::ROW_MASS }
         }
     }
+}
+
+/// Whether a head's sets depend on queries and keys.
+fn is_estimated(head: &HeadPlan) -> bool {
+    !matches!(head.kind, HeadPlan::DENSE | HeadPlan::A_SHAPE | HeadPlan::TRI_SHAPE)
 }
 
 /// Whether a head has a chance to compute no more than `dense_above` 256ths of its causal pairs: a vertical-slash head
@@ -291,7 +309,7 @@ fn range_estimate(head: &HeadPlan, shape: &AttentionShape) -> u64 {
 /// (1000, 6096) heads; at 1M a few heads at a time.
 pub fn head_groups(patterns: &[HeadPattern], shape: &AttentionShape, limits: IndexLimits) -> Vec<Range<usize>> {
     let plans: Vec<HeadPlan> =
-        patterns.iter().map(|p| head_plan(p.resolved(shape.kv_len, limits.sparse_from), shape)).collect();
+        patterns.iter().map(|p| head_plan(p.resolved(automatic_keys(shape), limits.sparse_from), shape)).collect();
     let rows = shape.q_len.div_ceil(BLOCK) as u64;
     let mask_words = shape.kv_len.div_ceil(BLOCK).div_ceil(32) as u64;
     let fits = |group: Range<usize>| {
@@ -343,7 +361,8 @@ mod tests {
         }
     }
 
-    const LIMITS: IndexLimits = IndexLimits { index_bytes: 448 << 20, part_bytes: u64::MAX, sparse_from: 4096 };
+    const LIMITS: IndexLimits =
+        IndexLimits { index_bytes: 448 << 20, part_bytes: u64::MAX, sparse_from: 4096, estimate_from: 0 };
 
     #[test]
     fn capped_sums() {
@@ -370,6 +389,22 @@ mod tests {
         ] {
             assert_eq!(head_plan(text.parse().unwrap(), &shape).kind, kind, "{text}");
         }
+    }
+
+    #[test]
+    fn on_short_prompts_nothing_is_estimated() {
+        let limits = IndexLimits { estimate_from: 4096, ..LIMITS };
+        let kind = |text: &str, len, dense_above| {
+            Plan::new(&[text.parse().unwrap()], &shape(1, 1, len, 0), limits, dense_above).unwrap().heads[0].kind
+        };
+        for (text, sparse) in
+            [("vertical_slash:10:100", HeadPlan::VERTICAL_SLASH), ("block_sparse:3", HeadPlan::BLOCK_SPARSE)]
+        {
+            assert_eq!(kind(text, 4095, 200), HeadPlan::DENSE, "{text}");
+            assert_eq!(kind(text, 4096, 200), sparse, "{text}");
+            assert_eq!(kind(text, 4095, EXACT), sparse, "{text}");
+        }
+        assert_eq!(kind("a_shape:10:100", 2000, 200), HeadPlan::A_SHAPE);
     }
 
     #[test]

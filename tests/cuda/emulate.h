@@ -223,16 +223,6 @@ template <int N> static void registers_down() {}
 // Named barriers: whoever brings a generation to `threads` ends it; only those who sync wait for it.
 static inline void barrier_arrive(int id, int threads) { auto& b = emu::named[id]; if (++b.arrived == threads) { b.arrived = 0; b.generation++; emu::progress++; } }
 static inline void barrier_sync(int id, int threads) { auto& b = emu::named[id]; long g = b.generation; barrier_arrive(id, threads); emu::wait_for([&] { return b.generation != g; }); }
-static inline bool barrier_any(int id, int threads, bool mine) {
-    static bool said[16];
-    if (mine) said[id] = true;
-    barrier_sync(id, threads);
-    bool any = said[id];
-    barrier_sync(id, threads);
-    said[id] = false;
-    barrier_sync(id, threads);
-    return any;
-}
 static inline void wgmma_fence() {}
 static inline uint16_t emu_b(unsigned long long desc, int k, int n, bool mn_major) {
     unsigned base = (desc & 0x3fff) << 4, lbo = ((desc >> 16) & 0x3fff) << 4, sbo = ((desc >> 32) & 0x3fff) << 4;

@@ -17,12 +17,6 @@ __device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity) {        // u
 }
 // Named barriers 1 .. 15: `threads` threads in all, of which some only arrive.
 __device__ __forceinline__ void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
-__device__ __forceinline__ bool barrier_any(int id, int threads, bool mine) {       // waits; whether any thread says so
-    u32 any;
-    asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %3, 0;\nbar.red.or.pred q, %1, %2, p;\nselp.u32 %0, 1, 0, q;\n}"
-                 : "=r"(any) : "r"(id), "r"(threads), "r"((u32)mine) : "memory");
-    return any;
-}
 __device__ __forceinline__ void barrier_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 
 __device__ __forceinline__ void tma_prefetch_map(const TensorMap* map) {
