@@ -152,6 +152,10 @@ struct SearchTask<'a> {
 impl DeviceTask for SearchTask<'_> {
     type Output = ();
 
+    fn checkpoint(&self) -> Option<crate::DType> {
+        Some(self.model.dtype())
+    }
+
     fn run<B: Backend>(self, backend: B) -> Result<()> {
         let Self { args, console, model, prompts } = self;
         let options = SearchOptions {
@@ -308,9 +312,9 @@ fn html_report(
                 escape(&choice.pattern),
                 choice.recall,
                 choice.density,
-                record.tried.len()
+                record.tried.iter().chain(&record.narrowed).count()
             );
-            for tried in &record.tried {
+            for tried in record.tried.iter().chain(&record.narrowed) {
                 let error = tried.error.map_or(String::new(), |e| format!("{e:.3}"));
                 let _ = write!(
                     out,

@@ -117,8 +117,9 @@ impl HeadPattern {
     /// The largest threshold of [`Self::Recall`] where none is given.
     pub const RECALL_ALPHA: f32 = 0.02;
 
-    /// What [`Self::Auto`] does on long prompts.
-    pub const AUTO: Self = Self::Recall { floor: 0.95, alpha: Self::RECALL_ALPHA };
+    /// What [`Self::Auto`] does on long prompts. SmolLM2-135M, 4096 tokens of a novel, the next token's KL to dense in nats and
+    /// the density: 0.005 at 0.53 with the floor 0.9, 0.002 at 0.60 with 0.95; `threshold:0.02` alone 0.020 at 0.36.
+    pub const AUTO: Self = Self::Recall { floor: 0.9, alpha: Self::RECALL_ALPHA };
 
     /// [`Self::Auto`] as what it is for so many keys, on a device where sparsity pays from `sparse_from` keys on; any other
     /// pattern as it is.

@@ -183,7 +183,7 @@ impl Wgpu {
         matrices.chain([AttentionKernel::Tiles]).chain(small).collect()
     }
 
-    /// Whether fragments lie as `coop_rows.wgsl` says; asked once.
+    /// Whether fragments lie as `coop_rows.wgsl` and `coop_words.wgsl` say; asked once.
     pub(super) fn has_rows(&self) -> bool {
         *self.has_rows.get_or_init(|| attention_rows::has_rows(self))
     }

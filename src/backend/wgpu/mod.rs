@@ -291,12 +291,12 @@ impl Wgpu {
 
     /// Names of the tile shapes that products on cooperative matrices can have here, the default first.
     pub fn matmul_tiles(&self) -> Vec<&'static str> {
-        matmul::Tile::all(&self.context.traits, DType::F16).map(|tile| tile.name).collect()
+        matmul::Tile::offered(self, DType::F16).map(|tile| tile.name).collect()
     }
 
     /// The same for products with packed weights.
     pub fn packed_matmul_tiles(&self) -> Vec<&'static str> {
-        matmul::Tile::all(&self.context.traits, DType::Q4K).map(|tile| tile.name).collect()
+        matmul::Tile::offered(self, DType::Q4K).map(|tile| tile.name).collect()
     }
 
     /// Makes products use one of [`Wgpu::matmul_tiles`] wherever its inner length allows, or the default again.
@@ -307,6 +307,7 @@ impl Wgpu {
 
 impl Backend for Wgpu {
     type Buffer = Buffer;
+    type Recording = std::convert::Infallible;
 
     fn info(&self) -> &DeviceInfo {
         &self.context.info
