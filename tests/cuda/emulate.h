@@ -218,6 +218,7 @@ static inline void tma_load(unsigned dst, const TensorMap* map, unsigned bar, in
     }});
 }
 static inline void tma_prefetch_map(const TensorMap*) {}
+static inline void touch(const void*) {}
 template <int N> static void registers_up() {}
 template <int N> static void registers_down() {}
 // Named barriers: whoever brings a generation to `threads` ends it; only those who sync wait for it.
