@@ -198,6 +198,7 @@ fn parameter_structs_are_the_rust_ones() {
         AddParams,
         CastParams,
         AppendKvParams,
+        PackKvParams,
         ScoreLastQueriesParams,
         SelectTopKParams,
         PoolBlocksParams,

@@ -157,13 +157,16 @@ attention_sm90a(const AttentionParams p,
                 const u64 row = (u64)head * p.row_blocks + first_block;
                 const bool two = first_block + 1 < (int)p.row_blocks;
                 const uint2 a = row_ranges[row], b = two ? row_ranges[row + 1] : make_uint2(0, 0);
-                // One lane walks, and waits for every load: so all lanes bring the item's ranges and masks to L1 first.
+                // One lane walks, and waits for each of its loads: so all lanes bring the item's ranges and masks to L1 first.
+                u32 seen = 0;
                 for (u32 i = 4 * lane; i < min(max(a.y, b.y), TOUCHED); i += 128) {
-                    if (i < a.y) touch(ranges + a.x + i);
-                    if (i < b.y) touch(ranges + b.x + i);
+                    if (i < a.y) seen |= ranges[a.x + i].x;
+                    if (i < b.y) seen |= ranges[b.x + i].x;
                 }
-                for (u32 i = 4 * lane; i < (two ? 2 : 1) * p.column_tiles; i += 128) touch(keep + row * p.column_tiles + i);
-                __syncwarp();
+                if (seen >> 31) __trap();               // no key lies there; unused loads would not be made
+                u64 kept = 0;
+                for (u32 i = lane; i < (two ? 2 : 1) * p.column_tiles; i += 32) kept |= keep[row * p.column_tiles + i];
+                const u32 column_tiles = __any_sync(~0u, kept != 0) ? p.column_tiles : 0;
                 if (lane > 0) continue;
                 Ranges r0, r1;
                 {
@@ -197,7 +200,7 @@ attention_sm90a(const AttentionParams p,
                     const u64 keep0 = take_tile(r0, start, ranges), keep1 = take_tile(r1, start, ranges);
                     tile(keep0, keep1, start, start);
                 }
-                for (u32 c = 0; c < p.column_tiles; c++) {
+                for (u32 c = 0; c < column_tiles; c++) {
                     const u64 keep0 = keep[row * p.column_tiles + c], keep1 = two ? keep[(row + 1) * p.column_tiles + c] : 0;
                     if (keep0 | keep1) tile(keep0, keep1, -64, 64 * c);
                 }

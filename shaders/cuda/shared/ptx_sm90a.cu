@@ -15,8 +15,6 @@ __device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity) {        // u
     asm volatile("{\n.reg .pred p;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra WAIT;\nDONE:\n}"
                  :: "r"(bar), "r"(parity) : "memory");
 }
-// Brings the 32 bytes at p to L1.
-__device__ __forceinline__ void touch(const void* p) { u32 x; asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(p)); }
 // Named barriers 1 .. 15: `threads` threads in all, of which some only arrive.
 __device__ __forceinline__ void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 __device__ __forceinline__ void barrier_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
