@@ -59,7 +59,6 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read> v: array<vec4<Elem>>; // [kv_heads, kv_len, head_dim] under strides
 @group(0) @binding(3) var<storage, read> row_ranges: array<u32>; // [heads, row_blocks, 2]
 @group(0) @binding(4) var<storage, read> ranges: array<u32>; // [_, 2]
-@group(0) @binding(5) var<storage, read> columns: array<u32>; // [heads, 64 * column_tiles]
 @group(0) @binding(6) var<storage, read> keep: array<u32>; // [heads, row_blocks, 2 * column_tiles]
 @group(0) @binding(7) var<storage, read> window: array<u32>; // [heads, 2]
 @group(0) @binding(8) var<storage, read_write> out: array<Out>; // [heads, rows, head_dim] under strides
@@ -88,23 +87,20 @@ var<workgroup> s_p: array<vec${KEYS}<Probability>, TILE_Q * P_PITCH>;
 // The log-sum-exp of no key. A variable, because WGSL has no infinite constants.
 var<private> negative_infinity: u32 = 0xff800000u;
 
-// The tile at hand: keys [key0, key_end) of a range, or the columns from column0 on. Bit j of `allowed`: whether key j of
+// The tile at hand: keys [key0, key_end) of a range, or the columns from tile_column on. Bit j of `allowed`: whether key j of
 // this invocation may be computed at all.
 var<private> key0: u32;
 var<private> key_end: u32;
 var<private> is_columns: bool;
-var<private> column0: u32;
+var<private> tile_column: u32;
 var<private> allowed: u32;
 // What is left of the row block: ranges, columns.
 var<private> next_range: u32;
 var<private> range_end: u32;
 var<private> next_column: u32;
 
-// The key in place `i` of the tile; places beyond its end repeat a key that exists, because 0 * NaN is not 0.
-fn key_at(i: u32) -> u32 {
-    if is_columns {
-        return min(columns[column0 + i], p.kv_len - 1u);
-    }
+// The key in place `i` of a tile of neighbours; places beyond its end repeat a key that exists, because 0 * NaN is not 0.
+fn range_key(i: u32) -> u32 {
     return min(key0 + i, key_end - 1u);
 }
 
@@ -141,7 +137,7 @@ fn fetch_qk(lane: u32, q_base: u32, k_base: u32, row0: u32, first: u32) {
         let d = first + x % STEP;
         k_part${i} = vec4<Elem>();
         if x < TILE_K * STEP && d < p.head_dim / 4u {
-            k_part${i} = k[k_base + key_at((slot % 16u) * KEYS + slot / 16u) * (p.k_row_stride / 4u) + d];
+            k_part${i} = k_unit(k_base, (slot % 16u) * KEYS + slot / 16u, d);
         }
     }
 //@end
@@ -174,7 +170,7 @@ fn fetch_v(lane: u32, base: u32, first: u32, place: u32) {
         let d = first + x % 16u;
         v_part${i} = vec4<Elem>();
         if d < p.head_dim / 4u {
-            v_part${i} = v[base + key_at(place + x / 16u) * (p.v_row_stride / 4u) + d];
+            v_part${i} = v_unit(base, place + x / 16u, d);
         }
     }
 //@end
@@ -221,7 +217,7 @@ fn advance(tx: u32, key_limit: u32, keep_base: u32, column_base: u32) -> bool {
     if next_column >= 64u * p.column_tiles {
         return false;
     }
-    column0 = column_base + next_column;
+    tile_column = column_base + next_column;
     let bit = next_column + tx * KEYS;
     allowed = keep[keep_base + bit / 32u] >> (bit % 32u);
     next_column += TILE_K;

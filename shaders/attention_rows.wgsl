@@ -21,8 +21,8 @@ fn main(at: Invocation) {
     let head = id % p.heads;
     let row0 = p.row_first + (p.row_tiles - 1u - id / p.heads) * ROWS;
     let kv_head = (p.head_in_group + head) / p.group_size;
-    let k_base = p.k_at / 2u + kv_head * (p.k_head_stride / 8u);
-    let v_base = p.v_at / 2u + kv_head * (p.v_head_stride / 8u);
+    let k_base = half_of(p.k_at) + kv_head * (p.k_head_stride / 8u);
+    let v_base = half_of(p.v_at) + kv_head * (p.v_head_stride / 8u);
 
     start_walk(head, row0 / 64u);
     let n_init = window[p.window_at + 2u * head];

@@ -15,6 +15,9 @@ struct Params {
     splits: u32,
     // keys of a split, a multiple of SPAN
     split_keys: u32,
+    // the splits of this dispatch, whose keys alone are bound
+    split_first: u32,
+    split_count: u32,
     scale: f32,
     q_row_stride: u32,
     q_head_stride: u32,
@@ -60,11 +63,11 @@ fn main(at: Invocation) {
     let id = linear_group(at);
     let rows = p.group_size * p.q_len;
     let row_groups = (rows + ROWS - 1u) / ROWS;
-    let kv_head = id / (p.splits * row_groups);
+    let kv_head = id / (p.split_count * row_groups);
     if kv_head >= p.kv_heads {
         return;
     }
-    let split = id / row_groups % p.splits;
+    let split = p.split_first + id / row_groups % p.split_count;
     let row0 = id % row_groups * ROWS;
     let lane = at.lane;
     let vecs = p.head_dim / 4u;

@@ -8,6 +8,7 @@ struct Params {
     all_rows: u32,
     n_heads: u32,
     head_dim: u32, // in vectors
+    head_stride: u32, // in vectors
     row_stride: u32, // in vectors
     part_at: u32,
     part_lse_at: u32,
@@ -49,7 +50,7 @@ fn main(at: Invocation) {
     let a_share = exp2((a - top) * LOG2_E);
     let b_share = exp2((b - top) * LOG2_E);
     let sum = a_share + b_share;
-    let place = row * p.row_stride + head_of % p.n_heads * p.head_dim + i % p.head_dim;
+    let place = row * p.row_stride + head_of % p.n_heads * p.head_stride + i % p.head_dim;
     let mine = Wide(out[p.out_at + place]);
     let other = Wide(part[p.part_at + place]);
     out[p.out_at + place] = to_out(mine * (a_share / sum) + other * (b_share / sum));

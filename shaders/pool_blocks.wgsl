@@ -1,4 +1,4 @@
-// out[h, b, d] = mean of x[h, 64 b .. 64 b + 64, d]; a short last block is divided by 64 all the same.
+// out[h, b, d] = mean of x[h, 64 b .. 64 b + 64, d]; padded divides a short last block by 64 all the same.
 //
 // One invocation a vec4 of a block's mean, 256 a group.
 struct Params {
@@ -8,6 +8,7 @@ struct Params {
     row_stride: u32,
     head_stride: u32,
     blocks: u32,
+    padded: u32,
     // where the slices begin in their bindings, x in vec4s
     x_at: u32,
     out_at: u32,
@@ -28,10 +29,12 @@ fn main(at: Invocation) {
     let block = i / vecs % p.blocks;
     let base = p.x_at + head * (p.head_stride / 4u) + i % vecs;
     var sum = vec4<f32>();
-    for (var row = 64u * block; row < min(64u * block + 64u, p.len); row++) {
+    let first = 64u * block;
+    let end = min(first + 64u, p.len);
+    for (var row = first; row < end; row++) {
         sum += vec4<f32>(x[base + row * (p.row_stride / 4u)]);
     }
-    sum *= 1.0 / 64.0;
+    sum *= 1.0 / f32(select(end - first, 64u, p.padded == 1u));
 //@for j 0 4
     out[p.out_at + 4u * i + ${j}u] = sum[${j}];
 //@end

@@ -14,6 +14,9 @@ struct Params {
     last_q: u32,
     first_position: u32,
     spans: u32,
+    // the spans of this dispatch, whose keys alone are bound
+    span_first: u32,
+    span_count: u32,
     scale: f32,
     q_row_stride: u32,
     q_head_stride: u32,
@@ -42,8 +45,8 @@ var<private> key0: u32;
 @compute @workgroup_size(128)
 fn main(at: Invocation) {
     let id = linear_group(at);
-    let head = id / p.spans;
-    let span = id % p.spans;
+    let head = id / p.span_count;
+    let span = p.span_first + id % p.span_count;
     if head >= p.heads || plan[p.plan_at + 4u * head] != VERTICAL_SLASH {
         return;
     }
@@ -99,6 +102,6 @@ fn main(at: Invocation) {
             let one = s_merge[lane * (LANES_ROW + 1u) + x];
             l += one.y * exp2(one.x - m);
         }
-        part[p.part_at + id * 64u + lane] = vec2<f32>(m, l);
+        part[p.part_at + (head * p.spans + span) * 64u + lane] = vec2<f32>(m, l);
     }
 }

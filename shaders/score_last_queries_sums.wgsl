@@ -16,6 +16,9 @@ struct Params {
     last_q: u32,
     first_position: u32,
     spans: u32,
+    // the spans of this dispatch, whose keys alone are bound
+    span_first: u32,
+    span_count: u32,
     scale: f32,
     q_row_stride: u32,
     q_head_stride: u32,
@@ -62,8 +65,8 @@ fn diagonal_sum(d: u32) -> f32 {
 @compute @workgroup_size(128)
 fn main(at: Invocation) {
     let id = linear_group(at);
-    let head = id / p.spans;
-    let span = id % p.spans;
+    let head = id / p.span_count;
+    let span = p.span_first + id % p.span_count;
     if head >= p.heads || plan[p.plan_at + 4u * head] != VERTICAL_SLASH {
         return;
     }

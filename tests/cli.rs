@@ -328,6 +328,59 @@ fn devices_and_doctor_describe_this_machine() {
     }
 }
 
+/// Forms are tried once, kept, and tried again where the file is spoilt; never when off, nor on software adapters unasked.
+#[cfg(feature = "wgpu")]
+#[test]
+fn kernel_forms_are_tried_once_and_kept_wgpu() {
+    if !stdout(&run(&["devices", "--json"])).contains("\"wgpu:0\"") {
+        return println!("not run: no adapter");
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let bench = |autotune: &str| {
+        let mut command = program();
+        command.env("XDG_CACHE_HOME", cache.path()).env("LOCALAPPDATA", cache.path());
+        command.args(["bench", "attention", "--device", "wgpu:0", "--autotune", autotune, "--lengths", "128"]);
+        command.args([
+            "--heads",
+            "2",
+            "--kv-heads",
+            "1",
+            "--head-dim",
+            "32",
+            "--pattern",
+            "a_shape:8:64",
+            "--repeat",
+            "1",
+        ]);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let kept = || {
+        let files = std::fs::read_dir(cache.path().join("minference")).into_iter().flatten();
+        let names = files.map(|file| file.unwrap().path()).filter(|path| text(path).contains("tune-"));
+        names.collect::<Vec<PathBuf>>()
+    };
+    let off = bench("off");
+    assert!(off.contains("kernels: attention ranges ") && !off.contains("trying"), "{off}");
+    assert_eq!(kept(), Vec::<PathBuf>::new());
+
+    let first = bench("on");
+    assert!(first.contains("forms of attention-32-ranges") && first.contains("products f16-large "), "{first}");
+    let [path] = &kept()[..] else { panic!("{:?}", kept()) };
+    let file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let choices = file["choices"].as_object().unwrap();
+    let choice = &choices["attention-32-ranges"];
+    assert!(choice["ms"][choice["form"].as_str().unwrap()].as_f64().unwrap() > 0.0, "{file}");
+    let complete = choices.values().all(|choice| choice["complete"] == json!(true));
+    let second = bench("on");
+    assert!(!complete || choices.len() < 4 || !second.contains("trying"), "{second}");
+
+    std::fs::write(path, "{\"key\": 3").unwrap();
+    let third = bench("on");
+    assert!(third.contains("made anew") && third.contains("forms of attention-32-ranges"), "{third}");
+}
+
 #[test]
 fn patterns_show_counts_every_head() {
     let dir = tempfile::tempdir().unwrap();

@@ -329,8 +329,8 @@ fn check_block_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Ten
     let plan = Tensor::from_bytes(b, DType::U32, [h, 4], bytemuck::cast_slice(&plan)).unwrap();
     let mut pooled_q = Tensor::alloc(b, DType::F32, [h, r, d]).unwrap();
     let mut pooled_k = Tensor::alloc(b, DType::F32, [kv, r, d]).unwrap();
-    ops::pool_blocks(b, q.view(), n, [d, n * d], pooled_q.view_mut()).unwrap();
-    ops::pool_blocks(b, k.view(), n, [d, n * d], pooled_k.view_mut()).unwrap();
+    ops::pool_blocks(b, q.view(), n, [d, n * d], true, pooled_q.view_mut()).unwrap();
+    ops::pool_blocks(b, k.view(), n, [d, n * d], true, pooled_k.view_mut()).unwrap();
     let mut scores = Tensor::alloc(b, DType::F32, [h, r, r]).unwrap();
     let band = BlockBand { q_len: n, start: 0, q_start: 0 };
     ops::score_blocks(b, band, plan.view(), pooled_q.view(), pooled_k.view(), scores.view_mut()).unwrap();

@@ -166,7 +166,7 @@ fn check_slash_rows(host: &HostIndex, columns: &[u32], offsets: &[u32], rng: &mu
 /// not aligned to blocks.
 fn check_block_rows(pattern: HeadPattern, host: &HostIndex, q: &[f32], k: &[f32], rng: &mut Rng) {
     let HeadPattern::BlockSparse { top_k } = pattern else { panic!("{pattern}") };
-    let (pooled_q, pooled_k) = (naive::pool(q, D), naive::pool(k, D));
+    let (pooled_q, pooled_k) = (naive::pool(q, D, true), naive::pool(k, D, true));
     for block in samples(rng, host.row_blocks()) {
         let row = host.row(1, block);
         let seen = (row.queries.end - 1) / BLOCK + 1;

@@ -7,7 +7,7 @@ use minference::attention::attend;
 use minference::backend::Backend;
 use minference::backend::cpu::Cpu;
 use minference::backend::params::BLOCK;
-use minference::backend::wgpu::{AttentionKernel, Options, Tier, Wgpu};
+use minference::backend::wgpu::{AttentionForm, AttentionKernel, Options, Tier, Wgpu};
 use minference::estimate::{Chosen, FORCED_COLUMNS, FORCED_OFFSETS, choose, from_sets};
 use minference::index::{HostIndex, IndexLayout, SparseIndex};
 use minference::ops::{self, AttentionShape};
@@ -192,7 +192,7 @@ fn attention_on_matrices_matches_the_cpu() {
         ("steep", Case::new(4, 2, 32, 500, 0, 6).steep()),
     ] {
         for kernel in b.attention_kernels(case.shape.head_dim) {
-            if kernel == AttentionKernel::Tiles {
+            if matches!(kernel, AttentionKernel::Tiles | AttentionKernel::SmallTiles) {
                 continue;
             }
             b.use_attention_kernel(Some(kernel));
@@ -225,7 +225,9 @@ fn decoding_matches_the_cpu() {
         ops::decode_attention(b, s, q.view(), k.view(), v.view(), out.view_mut()).unwrap();
         out.to_f32(b).unwrap()
     }
-    for b in devices(Options::default()) {
+    // With the limit, the last case's KV head takes several bindings.
+    let limit = Options { max_binding_bytes: Some(2 << 20), ..Options::default() };
+    for b in devices(Options::default()).into_iter().chain(devices(limit)) {
         let tolerance = if b.activation() == DType::F16 { 1e-3 } else { 1e-5 };
         for (heads, kv_heads, head_dim, q_len, q_start) in
             [(4, 4, 64, 1, 0), (6, 2, 128, 1, 3000), (7, 1, 96, 3, 700), (4, 1, 256, 8, 250), (2, 1, 40, 1, 40000)]
@@ -451,6 +453,74 @@ fn small_limits_give_the_same_results() {
         assert_eq!(pairs, want_pairs);
         assert!(relative_l2(&got, &want) < tolerance);
         assert!(relative_l2(&lse, &want_lse) < 1e-4);
+    }
+}
+
+/// Forms that no other test runs: smaller tiles, and columns copied into their order first.
+#[test]
+fn other_forms_match_the_cpu() {
+    let cpu = Cpu::new();
+    let case = Case::new(4, 2, 64, 300, 421, 12);
+    let patterns = patterns(4, &["vertical_slash:100:150", "dense", "vertical_slash:70:60", "a_shape:16:100"]);
+    let (want, want_lse, want_pairs) = case.attend(&cpu, &patterns, DType::F32);
+    // With the limit, copies go one head at a time.
+    for limit in [None, Some(200 << 10)] {
+        for b in devices(Options { max_binding_bytes: limit, ..Options::default() }) {
+            let tolerance = if b.activation() == DType::F16 { 1e-3 } else { 1e-5 };
+            let mut forms = 0;
+            for kernel in b.attention_kernels(64) {
+                for copy in [false, true] {
+                    let text = format!("{kernel}{}", if copy { "+copy" } else { "" });
+                    let Ok(form) = text.parse::<AttentionForm>() else { continue };
+                    b.use_attention_form(Some(form));
+                    let (got, lse, pairs) = case.attend(&b, &patterns, DType::F32);
+                    let what = format!("{} {form}", b.info().tier);
+                    assert_eq!(pairs, want_pairs, "{what}");
+                    let error = relative_l2(&got, &want);
+                    assert!(error < tolerance, "{what}: relative L2 {error}");
+                    let error = relative_l2(&lse, &want_lse);
+                    assert!(error < 1e-4, "{what}: log-sum-exp {error}");
+                    forms += 1;
+                }
+            }
+            assert!(forms >= 2, "{}", b.info().tier);
+        }
+    }
+}
+
+/// One KV head longer than a binding: attention in windows of keys, decoding and scoring in several dispatches.
+#[test]
+fn a_kv_head_above_the_binding_limit_gives_the_same_results() {
+    let cpu = Cpu::new();
+    // 5000 keys of 64 elements: 640 KB in f16, 1280 KB in f32.
+    let limit = Options { max_binding_bytes: Some(300 << 10), ..Options::default() };
+    let texts = ["dense", "vertical_slash:64:130", "block_sparse:3", "a_shape:80:70"];
+    for (q_len, q_start) in [(200, 4800), (130, 4870)] {
+        let case = Case::new(4, 2, 64, q_len, q_start, 13).steep();
+        let patterns = patterns(4, &texts);
+        let (want, want_lse, want_pairs) = case.attend(&cpu, &patterns, DType::F32);
+        let (want_columns, want_offsets) = last_query_scores(&cpu, &case);
+        for b in devices(limit) {
+            let tolerance = if b.activation() == DType::F16 { 1e-3 } else { 1e-5 };
+            for out in [DType::F32, b.activation()] {
+                for kernel in b.attention_kernels(64) {
+                    b.use_attention_kernel(Some(kernel));
+                    let (got, lse, pairs) = case.attend(&b, &patterns, out);
+                    let what = format!("{} {kernel} {out}, from {q_start}", b.info().tier);
+                    assert_eq!(pairs, want_pairs, "{what}");
+                    let error = relative_l2(&got, &want);
+                    println!("{what}: {error:.1e}");
+                    assert!(error < tolerance, "{what}: relative L2 {error}");
+                    let error = relative_l2(&lse, &want_lse);
+                    assert!(error < 1e-4, "{what}: log-sum-exp {error}");
+                }
+            }
+            let (columns, offsets) = last_query_scores(&b, &case);
+            for (what, got, want) in [("columns", columns, &want_columns), ("offsets", offsets, &want_offsets)] {
+                let error = relative_l2(&got, want);
+                assert!(error < 1e-4, "{} {what}: {error}", b.info().tier);
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
-// Mean of each block of 64 rows (a short last block is divided by 64 all the same): x act -> out f32 [n_heads, blocks, head_dim].
+// Mean of each block of 64 rows (padded divides a short last block by 64 all the same): x act -> out f32
+// [n_heads, blocks, head_dim].
 // One block a (block, head): a thread sums one chunk of eight columns over some of the rows, then the sums are joined.
-struct PoolBlocksParams { u32 n_heads, len, head_dim, row_stride, head_stride, blocks; };
+struct PoolBlocksParams { u32 n_heads, len, head_dim, row_stride, head_stride, blocks, padded; };
 
 extern "C" __global__ void __launch_bounds__(128)
 pool_blocks(const PoolBlocksParams p, const act* __restrict__ x, float* __restrict__ out) {
@@ -19,9 +20,10 @@ pool_blocks(const PoolBlocksParams p, const act* __restrict__ x, float* __restri
     #pragma unroll
     for (int i = 0; i < 8; i++) part[threadIdx.x * 9 + i] = sum[i];
     __syncthreads();
+    const float scale = 1.f / float(p.padded ? 64u : to - from);
     for (u32 c = threadIdx.x; c < p.head_dim; c += 128) {
         float s = 0.f;
         for (u32 l = 0; l < lanes; l++) s += part[(l * chunks + c / 8) * 9 + c % 8];
-        out[((u64)head * p.blocks + blockIdx.x) * p.head_dim + c] = s * (1.f / 64.f);
+        out[((u64)head * p.blocks + blockIdx.x) * p.head_dim + c] = s * scale;
     }
 }

@@ -23,7 +23,7 @@ fn fetch_k(thread: u32, base: u32) {
     {
         let x = thread + ${i}u * THREADS;
         let d = min(x % EIGHTS, p.head_dim / 8u - 1u);
-        k_part${i} = k[base + key_at(x / EIGHTS) * (p.k_row_stride / 8u) + d];
+        k_part${i} = k_unit(base, x / EIGHTS, d);
     }
 //@end
 }
@@ -33,7 +33,7 @@ fn fetch_v(thread: u32, base: u32) {
     {
         let x = thread + ${i}u * THREADS;
         let d = min(x % EIGHTS, p.head_dim / 8u - 1u);
-        v_part${i} = v[base + key_at(x / EIGHTS) * (p.v_row_stride / 8u) + d];
+        v_part${i} = v_unit(base, x / EIGHTS, d);
     }
 //@end
 }

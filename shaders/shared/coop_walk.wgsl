@@ -1,5 +1,6 @@
 // What the attention kernels on cooperative matrices share: parameters and bindings, the walk over a row block's tiles,
-// masks. How tiles come from storage is in coop_stage.wgsl and coop_stage_words.wgsl.
+// masks. How tiles come from storage is in coop_stage.wgsl and coop_stage_words.wgsl, single columns in columns_direct.wgsl
+// and columns_compact.wgsl.
 //
 // One group of SUBGROUPS x SG invocations: one head and BLOCKS row blocks of 64 queries; TEAM subgroups share RM x CM of the
 // rows. Row blocks of a group walk their ranges together: a tile of BC keys begins where the first of them needs one, and
@@ -48,7 +49,6 @@ var<immediate> p: Params;
 
 @group(0) @binding(3) var<storage, read> row_ranges: array<u32>; // [heads, row_blocks, 2]
 @group(0) @binding(4) var<storage, read> ranges: array<u32>; // [_, 2]
-@group(0) @binding(5) var<storage, read> columns: array<u32>; // [heads, 64 * column_tiles]
 @group(0) @binding(6) var<storage, read> keep: array<u32>; // [heads, row_blocks, 2 * column_tiles]
 @group(0) @binding(7) var<storage, read> window: array<u32>; // [heads, 2]
 @group(0) @binding(8) var<storage, read_write> out: array<Out>; // [heads, rows, head_dim] under strides
@@ -97,6 +97,12 @@ var<private> tile_to: u32;
 //@for w 0 WORDS
 var<private> tile_bits${w}: u32;
 //@end
+
+// Half of a place in vec4s: in 16 bytes. Places may lie before their binding, as negative numbers, where only later keys
+// are bound.
+fn half_of(place: u32) -> u32 {
+    return bitcast<u32>(bitcast<i32>(place) >> 1u);
+}
 
 // Opens the walk of a head's row blocks from `first_block` on.
 fn start_walk(head: u32, first_block: u32) {
@@ -173,11 +179,8 @@ fn advance(block: u32) -> bool {
     return false;
 }
 
-// The key in place `i` of the tile; places beyond its end repeat a key that exists, because 0 * NaN is not 0.
-fn key_at(i: u32) -> u32 {
-    if is_columns {
-        return min(columns[tile_column + i], p.kv_len - 1u);
-    }
+// The key in place `i` of a tile of neighbours; places beyond its end repeat a key that exists, because 0 * NaN is not 0.
+fn range_key(i: u32) -> u32 {
     return min(tile_key + i, p.kv_len - 1u);
 }
 

@@ -45,7 +45,7 @@ fn tile_share(lane: u32) -> u32 {
     return lane % 4u;
 }
 
-// Keys from key0 on, those past the end repeating the last; four vectors a row.
+// Keys from key0 on (k_base may lie before what is bound, as a negative number), those past the end repeating the last; four vectors a row.
 fn score_tile(at: Invocation) -> array<vec4<f32>, 8> {
     let lane = tile_lane(at);
 //@for h 0 2
@@ -55,7 +55,7 @@ fn score_tile(at: Invocation) -> array<vec4<f32>, 8> {
         let x = lane + ${i}u * 128u;
         if x % EIGHTS < p.head_dim / 8u {
             let key = min(key0 + ${32*h}u + x / EIGHTS, p.kv_len - 1u);
-            x${h}_${i} = k[k_base / 2u + key * (p.k_row_stride / 8u) + x % EIGHTS];
+            x${h}_${i} = k[bitcast<u32>(bitcast<i32>(k_base) >> 1u) + key * (p.k_row_stride / 8u) + x % EIGHTS];
         }
     }
 //@end

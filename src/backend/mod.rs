@@ -167,6 +167,12 @@ pub trait Backend: Sized + Send + Sync + 'static {
         String::new()
     }
 
+    /// Seconds that the device worked since the last call, by its own time stamps, once everything enqueued is done; the
+    /// first call begins to take them. Nothing where there are none. Operations wait for each other meanwhile.
+    fn take_device_seconds(&self) -> Option<f64> {
+        None
+    }
+
     /// Bytes allocated through this backend.
     fn memory(&self) -> MemoryStats;
 
@@ -343,6 +349,12 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// [`EXACT`] says what for.
     fn dense_above(&self) -> u32 {
         EXACT - 1
+    }
+
+    /// From how many keys on it can pay to estimate what a head needs: below, heads that would be estimated are dense, but
+    /// where [`EXACT`] is asked for.
+    fn estimate_from(&self) -> usize {
+        0
     }
 
     /// From how many keys on a sparse pre-fill of real text is faster than a dense one: what [`HeadPlan`]s of

@@ -214,7 +214,7 @@ params! {
         forced: u32,
     }
 
-    /// Mean of each block of 64 rows (a short last block is divided by 64 all the same).
+    /// Mean of each block of 64 rows.
     PoolBlocksParams {
         /// Heads of `x`.
         n_heads: u32,
@@ -228,6 +228,9 @@ params! {
         head_stride: u32,
         /// Blocks: `ceil(len / 64)`.
         blocks: u32,
+        /// 1: a short last block is divided by 64 all the same, as if padded with zeros (the official block-sparse
+        /// kernel); 0: by its own rows.
+        padded: u32,
     }
 
     /// Scores of pooled query blocks against pooled key blocks, for a band of row blocks, and the choice among them.

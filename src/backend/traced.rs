@@ -27,7 +27,8 @@ pub struct Timing {
     pub name: &'static str,
     /// How often it ran.
     pub calls: u64,
-    /// Wall-clock time from its call to the device's last step of it.
+    /// Time of its kernels by the device's time stamps, or where it has none, wall-clock time from its call to the device's
+    /// last step of it.
     pub seconds: f64,
     /// Length of the tensor parts it was given, read or written.
     pub bytes: u64,
@@ -43,6 +44,7 @@ pub struct Traced<B> {
 impl<B: Backend> Traced<B> {
     /// Around a backend; nothing is counted yet.
     pub fn new(inner: B) -> Self {
+        inner.take_device_seconds();
         Self { inner, timings: Mutex::default() }
     }
 
@@ -90,7 +92,8 @@ impl<B: Backend> Traced<B> {
         let start = Instant::now();
         run(&self.inner)?;
         self.inner.synchronize()?;
-        self.count(name, start.elapsed().as_secs_f64(), sizes);
+        let elapsed = start.elapsed().as_secs_f64();
+        self.count(name, self.inner.take_device_seconds().unwrap_or(elapsed), sizes);
         Ok(())
     }
 
@@ -125,6 +128,14 @@ impl<B: Backend> Backend for Traced<B> {
 
     fn dense_above(&self) -> u32 {
         self.inner.dense_above()
+    }
+
+    fn estimate_from(&self) -> usize {
+        self.inner.estimate_from()
+    }
+
+    fn take_device_seconds(&self) -> Option<f64> {
+        self.inner.take_device_seconds()
     }
 
     fn activation(&self) -> DType {

@@ -47,6 +47,11 @@ impl Console {
         }
     }
 
+    /// A note on stderr, whatever the flags.
+    pub fn tell(text: &str) {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+
     /// A note on stderr for those who asked for more.
     pub fn explain(&self, text: &str) {
         if self.verbose {

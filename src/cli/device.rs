@@ -85,15 +85,21 @@ pub struct WgpuArgs {
     #[cfg(feature = "wgpu")]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(16384..))]
     pub max_workgroup_bytes: Option<u32>,
+    /// Tries forms of kernels at first use and keeps the choice for the next run: auto (on GPUs), on or off.
+    #[cfg(feature = "wgpu")]
+    #[arg(long, default_value = "auto", value_name = "WHEN")]
+    pub autotune: crate::backend::wgpu::Autotune,
 }
 
 #[cfg(feature = "wgpu")]
 impl WgpuArgs {
-    fn options(&self) -> crate::backend::wgpu::Options {
+    fn options(&self, console: &Console) -> crate::backend::wgpu::Options {
         crate::backend::wgpu::Options {
             tier: self.tier,
             max_binding_bytes: self.max_binding_bytes.map(|bytes| bytes & !3),
             max_workgroup_bytes: self.max_workgroup_bytes,
+            autotune: self.autotune,
+            notice: (!console.quiet).then_some(Console::tell),
             ..Default::default()
         }
     }
@@ -123,7 +129,7 @@ pub fn with_device<T: DeviceTask>(args: &DeviceArgs, console: &Console, task: T)
         DeviceChoice::Auto | DeviceChoice::Cpu => announced(Cpu::new(), console, task),
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(number) => {
-            announced(crate::backend::wgpu::Wgpu::new(number, args.wgpu.options())?, console, task)
+            announced(crate::backend::wgpu::Wgpu::new(number, args.wgpu.options(console))?, console, task)
         }
         #[cfg(not(feature = "wgpu"))]
         DeviceChoice::Wgpu(_) => Err(not_in_build("wgpu")),

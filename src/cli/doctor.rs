@@ -31,7 +31,7 @@ struct Finding {
 /// Runs the subcommand. Fails where a device computes wrong numbers; a device that is missing is only reported.
 pub fn doctor(console: &Console) -> Result<()> {
     let quiet = Console { quiet: true, ..*console };
-    let reference = with_device(&on(DeviceChoice::Cpu), &quiet, Sample)?;
+    let (reference, _) = with_device(&on(DeviceChoice::Cpu), &quiet, Sample)?;
     let mut findings = vec![builds()];
     let all = devices();
     for device in &all {
@@ -41,10 +41,12 @@ pub fn doctor(console: &Console) -> Result<()> {
         let what = format!("{} {} ({})", device.id, device.name, device.api);
         let result = with_device(&on(choice), &quiet, Sample);
         findings.push(match result {
-            Ok(values) => {
+            Ok((values, kernels)) => {
                 let error = relative_l2(&values, &reference);
                 let ok = error <= TOLERANCE;
-                let detail = format!("tier {}, sparse attention against the CPU: rel. L2 {error:.1e}", device.tier);
+                let kernels = if kernels.is_empty() { kernels } else { format!("; kernels: {kernels}") };
+                let tier = &device.tier;
+                let detail = format!("tier {tier}, sparse attention against the CPU: rel. L2 {error:.1e}{kernels}");
                 let advice =
                     if ok { "" } else { "wrong results: update the driver, or use --device cpu, and report it" };
                 Finding { what, ok, detail, advice: advice.into() }
@@ -110,13 +112,13 @@ fn report(findings: &[Finding], console: &Console) {
     }
 }
 
-/// A small sparse attention layer with every kind of head: its output as f32.
+/// A small sparse attention layer with every kind of head: its output as f32, and which kernels the device runs.
 struct Sample;
 
 impl DeviceTask for Sample {
-    type Output = Vec<f32>;
+    type Output = (Vec<f32>, String);
 
-    fn run<B: Backend>(self, b: B) -> Result<Vec<f32>> {
+    fn run<B: Backend>(self, b: B) -> Result<Self::Output> {
         // Rounded to 1/64: exact in f16, so that every device estimates from the same numbers.
         let values = |seed: usize, n: usize| -> Vec<f32> {
             (0..n).map(|i| (((i + seed) * 7_919 + i * i % 1_009) % 257) as f32 / 64.0 - 2.0).collect()
@@ -145,7 +147,7 @@ impl DeviceTask for Sample {
             HeadPattern::BlockSparse { top_k: 3 },
         ];
         attend(&b, &patterns, &shape, q.view(), k.view(), v.view(), out.view_mut(), None)?;
-        out.to_f32(&b)
+        Ok((out.to_f32(&b)?, b.kernel_choice(128)))
     }
 }
 

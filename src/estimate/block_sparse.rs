@@ -17,26 +17,30 @@ pub(super) struct Means<B: Backend> {
 }
 
 impl<B: Backend> Means<B> {
-    pub fn new(b: &B, shape: &AttentionShape, q: View<B>, k: View<B>) -> Result<Self> {
+    /// `padded`: as the official block-sparse kernel has a short last block, see [`ops::pool_blocks`].
+    pub fn new(b: &B, shape: &AttentionShape, q: View<B>, k: View<B>, padded: bool) -> Result<Self> {
         let (row_blocks, key_blocks) = (shape.q_len.div_ceil(BLOCK), shape.kv_len.div_ceil(BLOCK));
         let mut means = Self {
             q: Tensor::alloc(b, DType::F32, [shape.n_heads, row_blocks, shape.head_dim])?,
             k: Tensor::alloc(b, DType::F32, [shape.n_kv_heads, key_blocks, shape.head_dim])?,
         };
-        ops::pool_blocks(b, q, shape.q_len, shape.q_stride, means.q.view_mut())?;
-        ops::pool_blocks(b, k, shape.kv_len, shape.k_stride, means.k.view_mut())?;
+        ops::pool_blocks(b, q, shape.q_len, shape.q_stride, padded, means.q.view_mut())?;
+        ops::pool_blocks(b, k, shape.kv_len, shape.k_stride, padded, means.k.view_mut())?;
         Ok(means)
     }
 }
 
 /// The chosen blocks as bits: u32 `[H, R, ceil(C / 32)]`, for `C = ceil(kv_len / 64)`; the rows of other heads are not
-/// written. Row blocks go band by band, so that scores stay small. `table` is the plan on the device, flex heads settled.
+/// written. Row blocks go band by band, so that scores stay small. `table` is the plan on the device, flex heads settled;
+/// `means` those of heads that go by weight, where there are any.
 pub(super) fn choose<B: Backend>(
     b: &B,
     shape: &AttentionShape,
     plan: &Plan,
     table: View<B>,
-    means: &Means<B>,
+    q: View<B>,
+    k: View<B>,
+    means: Option<&Means<B>>,
 ) -> Result<Tensor<B>> {
     let heads = shape.n_heads;
     let (row_blocks, key_blocks) = (shape.q_len.div_ceil(BLOCK), shape.kv_len.div_ceil(BLOCK));
@@ -45,9 +49,12 @@ pub(super) fn choose<B: Backend>(
     let mut scores = Tensor::alloc(b, DType::F32, [heads, band_len, key_blocks])?;
     // Heads with a count of blocks, apart from those that go by weight.
     let top_k = |h: &HeadPlan| (h.kind == HeadPlan::BLOCK_SPARSE && h.c == HeadPlan::TOP_K).then_some(h.kind);
-    let has_top_k = plan.heads.iter().any(|h| top_k(h).is_some());
+    let padded = match plan.heads.iter().any(|h| top_k(h).is_some()) {
+        true => Some(Means::new(b, shape, q, k, true)?),
+        false => None,
+    };
     let top_k = Tensor::from_slice(b, DType::U32, [heads, 4], &plan.table(top_k))?;
-    let mut mass = match plan.weighs() {
+    let mut mass = match means.is_some() {
         true => Some(Tensor::from_slice(b, DType::U32, [heads, WEIGHT_BINS], &vec![0u32; heads * WEIGHT_BINS])?),
         false => None,
     };
@@ -58,7 +65,12 @@ pub(super) fn choose<B: Backend>(
             *scores = Tensor::alloc(b, DType::F32, [heads, rows, key_blocks])?;
         }
         let band = BlockBand { q_len: shape.q_len, start, q_start: shape.q_start };
-        ops::score_blocks(b, band, table, means.q.view(), means.k.view(), scores.view_mut())?;
+        if let Some(means) = means {
+            ops::score_blocks(b, band, table, means.q.view(), means.k.view(), scores.view_mut())?;
+        }
+        if let Some(means) = &padded {
+            ops::score_blocks(b, band, top_k.view(), means.q.view(), means.k.view(), scores.view_mut())?;
+        }
         Ok(band)
     };
     // Flex heads choose among all their blocks together: the mass of all bands comes first.
@@ -73,7 +85,7 @@ pub(super) fn choose<B: Backend>(
     }
     for &start in &bands {
         let band = score(&mut scores, start)?;
-        if has_top_k {
+        if padded.is_some() {
             ops::select_blocks(b, band, top_k.view(), scores.view(), mask.view_mut())?;
         }
         if let Some(mass) = &mut mass {

@@ -41,7 +41,7 @@ pub(super) fn settle<B: Backend>(
     // the last queries' mean against the means of all key blocks
     let mut mean = Tensor::alloc(b, DType::F32, [heads, 1, shape.head_dim])?;
     let (elements, skip) = (q.shape().elements(), (shape.q_len - last) * shape.q_stride[0]);
-    ops::pool_blocks(b, q.reshape([elements]).rows(skip..elements), last, shape.q_stride, mean.view_mut())?;
+    ops::pool_blocks(b, q.reshape([elements]).rows(skip..elements), last, shape.q_stride, false, mean.view_mut())?;
     let flex = |head: &HeadPlan| (head.kind == HeadPlan::FLEX).then_some(HeadPlan::BLOCK_SPARSE);
     let flex = Tensor::from_slice(b, DType::U32, [heads, 4], &plan.table(flex))?;
     let band = BlockBand { q_len: last, start: 0, q_start: shape.q_start + shape.q_len - last };

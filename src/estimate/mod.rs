@@ -12,10 +12,17 @@
 //! 1 to 4): the last queries' attention over key blocks against the softmax of block means, by the square root of their
 //! Jensen-Shannon divergence; below `tau` the heaviest blocks of the whole map that hold `gamma` of it, else the fewest
 //! columns and the fewest diagonals that hold `gamma` of the last queries' attention. Apart from the paper, blocks are of
-//! 64 and not 128, the last 64 queries stand for all, columns are single keys, diagonals are weighed
-//! and taken by 64 (a block of them costs what one does) and become blocks by the official MInference rule, [`FORCED_COLUMNS`] and [`FORCED_OFFSETS`] are always in, weights within 1/64 of each other are taken
-//! together (so that an even map is taken whole), and a head that needs more than an eighth of all columns (4096 to 16384)
-//! becomes dense.
+//! 64 and not 128, the last 64 queries stand for all, columns are single keys, diagonals are weighed and taken by 64 (a
+//! block of them costs what one does) and become blocks by the official MInference rule, [`FORCED_COLUMNS`] and
+//! [`FORCED_OFFSETS`] are always in, weights within 1/64 of each other are taken together (so that an even map is taken
+//! whole), and a head that needs more than an eighth of all columns (4096 to 16384) becomes dense. The budgets count keys:
+//! fewest and most columns, and diagonals beside the nearest [`FORCED_OFFSETS`]; a head of blocks keeps so many nearest keys
+//! (the published code gives it the fewest columns and diagonals instead) and its first block.
+//!
+//! **Threshold** is FlashPrefill's selection (arXiv 2603.06199) without its scoring: key blocks that weigh at least `alpha`
+//! times the heaviest of their row, by the softmax of block means, and always the first block and four up to the row
+//! block's own. **Tri-shape** is TriangleMix's mask (arXiv 2507.21526) by row blocks; with chunked pre-fill the last queries
+//! are those of each chunk.
 
 mod block_sparse;
 mod flex;
@@ -104,8 +111,8 @@ pub fn choose_or_dense<B: Backend>(
     let plan = Plan::new(patterns, shape, IndexLimits::of(b), dense_above)?;
     let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
     let flex = plan.uses(HeadPlan::FLEX);
-    let means = match flex || plan.uses(HeadPlan::BLOCK_SPARSE) {
-        true => Some(Means::new(b, shape, q, k)?),
+    let means = match plan.weighs() {
+        true => Some(Means::new(b, shape, q, k, false)?),
         false => None,
     };
     if flex || plan.uses(HeadPlan::VERTICAL_SLASH) {
@@ -115,8 +122,8 @@ pub fn choose_or_dense<B: Backend>(
         }
         vertical_slash::choose(b, shape, &scores, &mut chosen)?;
     }
-    if let Some(means) = &means {
-        chosen.block_mask = block_sparse::choose(b, shape, &plan, chosen.plan.view(), means)?;
+    if flex || plan.uses(HeadPlan::BLOCK_SPARSE) {
+        chosen.block_mask = block_sparse::choose(b, shape, &plan, chosen.plan.view(), q, k, means.as_ref())?;
     }
     Ok(chosen)
 }

@@ -19,6 +19,8 @@ pub struct IndexLimits {
     pub part_bytes: u64,
     /// Keys from which on automatic heads are sparse.
     pub sparse_from: usize,
+    /// Keys from which on anything is estimated, unless the index has to be exact.
+    pub estimate_from: usize,
 }
 
 impl IndexLimits {
@@ -29,7 +31,7 @@ impl IndexLimits {
             0 => u64::MAX,
             bytes => bytes,
         };
-        Self { index_bytes: 448 << 20, part_bytes, sparse_from: b.sparse_from() }
+        Self { index_bytes: 448 << 20, part_bytes, sparse_from: b.sparse_from(), estimate_from: b.estimate_from() }
     }
 }
 
@@ -49,7 +51,8 @@ pub(super) struct Plan {
 
 impl Plan {
     /// The one match over [`HeadPattern`]. A head that would compute every causal pair anyway is planned as dense: on short
-    /// prompts nothing is estimated. So is one that is bound to compute more than `dense_above` 256ths.
+    /// prompts nothing is estimated. So is one that is bound to compute more than `dense_above` 256ths, and on prompts shorter
+    /// than pays any that would be estimated.
     pub fn new(
         patterns: &[HeadPattern],
         shape: &AttentionShape,
@@ -67,7 +70,8 @@ impl Plan {
         let plan = |&pattern: &HeadPattern| {
             let plan = head_plan(pattern.checked()?.resolved(shape.kv_len, limits.sparse_from), shape);
             let dense = HeadPlan { kind: HeadPlan::DENSE, a: 0, b: 0, c: 0 };
-            Ok(if pays(&plan, shape, dense_above) { plan } else { dense })
+            let short = dense_above < EXACT && shape.kv_len < limits.estimate_from;
+            Ok(if pays(&plan, shape, dense_above) && !(short && is_estimated(&plan)) { plan } else { dense })
         };
         let heads = patterns.iter().map(plan).collect::<Result<Vec<_>>>()?;
         let mut plan = Self::of_heads(heads, shape, limits, FORCED_OFFSETS);
@@ -191,6 +195,11 @@ fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
     }
 }
 
+/// Whether a head's sets depend on queries and keys.
+fn is_estimated(head: &HeadPlan) -> bool {
+    !matches!(head.kind, HeadPlan::DENSE | HeadPlan::A_SHAPE | HeadPlan::TRI_SHAPE)
+}
+
 /// Whether a head has a chance to compute no more than `dense_above` 256ths of its causal pairs: a vertical-slash head
 /// computes at least about as many as its offsets do when they are the nearest ones, a block-sparse head exactly `top_k`
 /// blocks a row where there are so many.
@@ -307,7 +316,8 @@ mod tests {
         }
     }
 
-    const LIMITS: IndexLimits = IndexLimits { index_bytes: 448 << 20, part_bytes: u64::MAX, sparse_from: 4096 };
+    const LIMITS: IndexLimits =
+        IndexLimits { index_bytes: 448 << 20, part_bytes: u64::MAX, sparse_from: 4096, estimate_from: 0 };
 
     #[test]
     fn capped_sums() {
@@ -334,6 +344,22 @@ mod tests {
         ] {
             assert_eq!(head_plan(text.parse().unwrap(), &shape).kind, kind, "{text}");
         }
+    }
+
+    #[test]
+    fn on_short_prompts_nothing_is_estimated() {
+        let limits = IndexLimits { estimate_from: 4096, ..LIMITS };
+        let kind = |text: &str, len, dense_above| {
+            Plan::new(&[text.parse().unwrap()], &shape(1, 1, len, 0), limits, dense_above).unwrap().heads[0].kind
+        };
+        for (text, sparse) in
+            [("vertical_slash:10:100", HeadPlan::VERTICAL_SLASH), ("block_sparse:3", HeadPlan::BLOCK_SPARSE)]
+        {
+            assert_eq!(kind(text, 4095, 200), HeadPlan::DENSE, "{text}");
+            assert_eq!(kind(text, 4096, 200), sparse, "{text}");
+            assert_eq!(kind(text, 4095, EXACT), sparse, "{text}");
+        }
+        assert_eq!(kind("a_shape:10:100", 2000, 200), HeadPlan::A_SHAPE);
     }
 
     #[test]

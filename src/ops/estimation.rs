@@ -58,12 +58,14 @@ pub fn select_top_k<B: Backend>(
     b.select_top_k(&p, scores.slice(), counts.slice(), indices.slice())
 }
 
-/// Mean of each block of 64 rows: x act with `[row, head]` strides, out f32 `[heads, ceil(len / 64), D]`.
+/// Mean of each block of 64 rows: x act with `[row, head]` strides, out f32 `[heads, ceil(len / 64), D]`. `padded` divides a
+/// short last block by 64 all the same.
 pub fn pool_blocks<B: Backend>(
     b: &B,
     x: View<B>,
     len: usize,
     [row_stride, head_stride]: [usize; 2],
+    padded: bool,
     out: ViewMut<B>,
 ) -> Result<()> {
     const OP: &str = "pool_blocks";
@@ -78,6 +80,7 @@ pub fn pool_blocks<B: Backend>(
         row_stride: row_stride as u32,
         head_stride: head_stride as u32,
         blocks: blocks as u32,
+        padded: u32::from(padded),
     };
     b.pool_blocks(&p, x.slice(), out.slice())
 }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test file uses a part of it")]
 
+pub mod methods;
 pub mod naive;
 
 use minference::DType;
@@ -10,7 +11,8 @@ use minference::backend::Backend;
 use minference::backend::cpu::Cpu;
 use std::sync::OnceLock;
 
-/// Stamps a test for each backend: `name::cpu`, `name::wgpu` (the adapter's best tier), `name::wgpu_plain`, `name::cuda`
+/// Stamps a test for each backend: `name::cpu`, `name::wgpu` (the adapter's best tier), `name::wgpu_plain`, both under small
+/// limits (`name::wgpu_small`, `name::wgpu_plain_small`), `name::cuda`
 /// (bf16), `name::cuda_f16`, `name::cuda_sm80` (f16, without the kernels for Hopper).
 ///
 /// `for_each_backend!(rope, |b| { ... })` makes a module `rope` whose tests run the block with `b: &impl Backend`.
@@ -51,6 +53,18 @@ macro_rules! for_each_backend {
                 $crate::common::wgpu(minference::backend::wgpu::Tier::Plain).map(body);
             }
 
+            #[cfg(feature = "wgpu")]
+            #[test]
+            fn wgpu_small() {
+                $crate::common::small_wgpu(minference::backend::wgpu::Tier::Auto).map(body);
+            }
+
+            #[cfg(feature = "wgpu")]
+            #[test]
+            fn wgpu_plain_small() {
+                $crate::common::small_wgpu(minference::backend::wgpu::Tier::Plain).map(body);
+            }
+
             #[cfg(feature = "cuda")]
             #[test]
             fn cuda() {
@@ -83,11 +97,32 @@ pub fn cpu() -> &'static Cpu {
 /// `MINFERENCE_ALLOW_NO_ADAPTER=1` says that this machine has none.
 #[cfg(feature = "wgpu")]
 pub fn wgpu(tier: minference::backend::wgpu::Tier) -> Option<&'static minference::backend::wgpu::Wgpu> {
-    use minference::backend::wgpu::{Options, Tier, Wgpu};
-    static AUTO: OnceLock<Option<Wgpu>> = OnceLock::new();
-    static PLAIN: OnceLock<Option<Wgpu>> = OnceLock::new();
-    let device = if tier == Tier::Plain { &PLAIN } else { &AUTO };
-    let open = || match Wgpu::new(None, Options { tier, ..Options::default() }) {
+    opened_wgpu(minference::backend::wgpu::Options { tier, ..Default::default() })
+}
+
+/// Bytes of a binding that few keys and values of the suites fit, and of workgroup memory as small devices have.
+pub const SMALL_LIMITS: (u64, u32) = (640 << 10, 32 << 10);
+
+/// The same under [`SMALL_LIMITS`], in place of the 128 MiB and 32 KiB that smaller devices have.
+#[cfg(feature = "wgpu")]
+pub fn small_wgpu(tier: minference::backend::wgpu::Tier) -> Option<&'static minference::backend::wgpu::Wgpu> {
+    let (binding, workgroup) = SMALL_LIMITS;
+    let limits = (Some(binding), Some(workgroup));
+    opened_wgpu(minference::backend::wgpu::Options {
+        tier,
+        max_binding_bytes: limits.0,
+        max_workgroup_bytes: limits.1,
+        ..Default::default()
+    })
+}
+
+#[cfg(feature = "wgpu")]
+fn opened_wgpu(options: minference::backend::wgpu::Options) -> Option<&'static minference::backend::wgpu::Wgpu> {
+    use minference::backend::wgpu::{Tier, Wgpu};
+    static OPENED: [OnceLock<Option<Wgpu>>; 4] = [const { OnceLock::new() }; 4];
+    let device =
+        &OPENED[2 * usize::from(options.tier == Tier::Plain) + usize::from(options.max_binding_bytes.is_some())];
+    let open = || match Wgpu::new(None, options) {
         Ok(device) => Some(device),
         Err(error) if std::env::var_os("MINFERENCE_ALLOW_NO_ADAPTER").is_some_and(|v| v == "1") => {
             println!("not run: {error}");

@@ -129,7 +129,7 @@ pub fn flex(q: &[f32], k: &[f32], d: usize, scale: f64, q_start: usize) -> Flex 
     let (columns, offsets) = vertical_slash_scores(q, k, d, scale, q_start);
     let unit = |x: Vec<f64>| x.into_iter().map(|x| x / last as f64).collect::<Vec<_>>();
     let (columns, offsets) = (unit(columns), unit(offsets));
-    let means = |x: &[f32]| pool(x, d).chunks_exact(d).map(<[f64]>::to_vec).collect::<Vec<_>>();
+    let means = |x: &[f32]| pool(x, d, false).chunks_exact(d).map(<[f64]>::to_vec).collect::<Vec<_>>();
     let (row_means, key_means) = (means(q), means(k));
     let over_blocks = |mean: &[f64], last_query: usize| {
         let seen = m.div_ceil(BLOCK).min(last_query / BLOCK + 1);
@@ -164,12 +164,15 @@ pub fn convert(columns: &[u32], offsets: &[u32], b: usize, kv_len: usize) -> (Ve
     (blocks, columns)
 }
 
-/// Sums of blocks of 64 rows of x `[n, d]` over 64, the last block too.
-pub fn pool(x: &[f32], d: usize) -> Vec<f64> {
-    let mut out = vec![0.0; (x.len() / d).div_ceil(BLOCK) * d];
+/// Means of blocks of 64 rows of x `[n, d]`; `padded` divides a short last block by 64 all the same.
+pub fn pool(x: &[f32], d: usize, padded: bool) -> Vec<f64> {
+    let rows = x.len() / d;
+    let mut out = vec![0.0; rows.div_ceil(BLOCK) * d];
     for (i, row) in x.chunks_exact(d).enumerate() {
+        let of_block = BLOCK.min(rows - i / BLOCK * BLOCK);
+        let divisor = if padded { BLOCK } else { of_block };
         for (c, x) in row.iter().enumerate() {
-            out[i / BLOCK * d + c] += f64::from(*x) / BLOCK as f64;
+            out[i / BLOCK * d + c] += f64::from(*x) / divisor as f64;
         }
     }
     out

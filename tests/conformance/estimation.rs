@@ -84,11 +84,14 @@ for_each_backend!(pool_blocks, |b| {
         let queries = (&call.q, s.q_stride, s.n_heads, s.q_len, &call.values.q);
         let keys = (&call.k, s.k_stride, s.n_kv_heads, s.kv_len, &call.values.k);
         for (x, stride, heads, len, values) in [queries, keys] {
-            let mut out = poison(b, DType::F32, [heads, len.div_ceil(BLOCK), s.head_dim]);
-            ops::pool_blocks(b, x.view(), len, stride, out.view_mut()).unwrap();
-            let want: Vec<f64> =
-                values.chunks_exact(len * s.head_dim).flat_map(|head| naive::pool(head, s.head_dim)).collect();
-            assert_close(&format!("{lengths:?}"), roundoff(DType::F32), &out.to_f32(b).unwrap(), &want);
+            for padded in [true, false] {
+                let mut out = poison(b, DType::F32, [heads, len.div_ceil(BLOCK), s.head_dim]);
+                ops::pool_blocks(b, x.view(), len, stride, padded, out.view_mut()).unwrap();
+                let heads = values.chunks_exact(len * s.head_dim);
+                let want: Vec<f64> = heads.flat_map(|head| naive::pool(head, s.head_dim, padded)).collect();
+                let what = format!("{lengths:?} padded {padded}");
+                assert_close(&what, roundoff(DType::F32), &out.to_f32(b).unwrap(), &want);
+            }
         }
     }
 });

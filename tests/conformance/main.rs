@@ -7,6 +7,7 @@ mod common;
 mod estimation;
 mod index;
 mod mass;
+mod methods;
 mod rows;
 
 use minference::DType;

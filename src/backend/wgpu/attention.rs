@@ -4,14 +4,19 @@ use super::attention_coop::CoopVariant;
 use super::attention_rows::{self, RowsVariant};
 use super::bands::{Band, Extent, parts};
 use super::buffer::{Binding, lanes};
+use super::clip_index::clip_bindings;
 use super::context::lock;
-use super::launch::AttentionBand;
+use super::launch::{AttentionBand, ClampColumns, GatherColumns};
 use super::link::Specialisation;
+use super::merge_attention::merge_bindings;
 use super::queue::fold;
+use super::tune::{Candidate, Subject, Trial, Walk, values};
 use super::{Traits, Wgpu};
-use crate::backend::params::AttentionParams;
+use crate::backend::params::{AttentionParams, ClipIndexParams, MergeAttentionParams};
 use crate::backend::{IndexSlices, Slice, SliceMut};
+use crate::tensor::decode_f32;
 use crate::{DType, Error, Result};
+use std::ops::Range;
 
 /// Head dims that kernels are made for. Others run as the next one, the missing elements as zeros: four more forms of
 /// every kernel would buy little for sizes that few models have.
@@ -51,18 +56,29 @@ impl Tile {
 
     /// The first that fits: 64 queries x 64 keys from 32 KiB on with f16 tiles, from 48 KiB on without.
     fn choose(traits: &Traits) -> Self {
+        Self::all(traits).next().unwrap_or(Self { rows: 2, keys: 2, step: 2, values: 8, half: false })
+    }
+
+    /// The first that fits of half as many queries, where there is another one: fewer registers, more groups.
+    fn small(traits: &Traits) -> Option<Self> {
+        Self::all(traits).find(|tile| tile.rows < 8 && *tile != Self::choose(traits))
+    }
+
+    fn all(traits: &Traits) -> impl Iterator<Item = Self> + use<> {
         // Measured on an H100, D 128: the first 24 TFLOP/s at 8192 and 32,768 tokens, the second 13 at 32,768, whole heads at a
         // time 15 to 21 at 8192.
         let all = [
             (8, 4, 8, 64, true),
             (8, 4, 8, 64, false),
             (8, 4, 8, 32, true),
+            (4, 4, 8, 32, true),
             (4, 4, 8, 32, false),
             (4, 2, 4, 16, false),
         ];
         let tiles = all.map(|(rows, keys, step, values, half)| Self { rows, keys, step, values, half });
-        let fits = |t: &Self| (traits.f16() || !t.half) && t.bytes(shuffles(traits)) <= traits.workgroup_bytes;
-        tiles.into_iter().find(fits).unwrap_or(Self { rows: 2, keys: 2, step: 2, values: 8, half: false })
+        let traits = *traits;
+        let fits = move |t: &Self| (traits.f16() || !t.half) && t.bytes(shuffles(&traits)) <= traits.workgroup_bytes;
+        tiles.into_iter().filter(fits)
     }
 }
 
@@ -71,6 +87,8 @@ impl Tile {
 pub enum AttentionKernel {
     /// f32 arithmetic on tiles in workgroup memory: every device.
     Tiles,
+    /// The same on smaller tiles, where there are any.
+    SmallTiles,
     /// Cooperative matrices.
     Coop(CoopVariant),
     /// Cooperative matrices of known layout.
@@ -81,6 +99,7 @@ impl std::fmt::Display for AttentionKernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tiles => f.pad("tiles"),
+            Self::SmallTiles => f.pad("small_tiles"),
             Self::Coop(variant) => f.pad(&variant.to_string()),
             Self::Rows(variant) => f.pad(&variant.to_string()),
         }
@@ -94,32 +113,75 @@ impl std::str::FromStr for AttentionKernel {
         match text.chars().next() {
             Some('w') => text.parse().map(Self::Rows),
             _ if text == "tiles" => Ok(Self::Tiles),
+            _ if text == "small_tiles" => Ok(Self::SmallTiles),
             _ => text.parse().map(Self::Coop),
         }
     }
 }
 
 impl AttentionKernel {
+    /// Whether it can read columns from a copy.
+    fn takes_copies(&self) -> bool {
+        !matches!(self, Self::Coop(_))
+    }
+
     /// The shader, and queries of a workgroup.
-    fn form(&self, traits: &Traits, head_dim: u32, out: DType) -> (Specialisation, u32) {
+    fn shader(&self, traits: &Traits, head_dim: u32, out: DType, compact: bool) -> (Specialisation, u32) {
+        let tiles = |tile: Tile| (specialisation(traits, tile, head_dim, out, compact), 8 * tile.rows);
         match self {
-            Self::Tiles => (specialisation(traits, head_dim, out), 8 * Tile::choose(traits).rows),
+            Self::Tiles => tiles(Tile::choose(traits)),
+            Self::SmallTiles => tiles(Tile::small(traits).unwrap_or(Tile::choose(traits))),
             Self::Coop(variant) => (variant.specialisation(traits, head_dim, out), variant.rows(traits)),
-            Self::Rows(variant) => (variant.specialisation(traits, head_dim, out), variant.rows()),
+            Self::Rows(variant) => (variant.specialisation(traits, head_dim, out, compact), variant.rows()),
         }
     }
 }
 
+/// How a launch of attention runs. As text: `w8r1k64`, with `+copy` behind it for copied columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionForm {
+    /// The kernel.
+    pub kernel: AttentionKernel,
+    /// Whether keys and values of single columns are copied into their order first, once a head, instead of gathered by
+    /// every tile: 4 D bytes a column and query head (f16), at most [`COPY_BYTES`] at a time.
+    pub copy: bool,
+}
+
+impl std::fmt::Display for AttentionForm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.kernel, if self.copy { COPIED } else { "" })
+    }
+}
+
+impl std::str::FromStr for AttentionForm {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (kernel, copy) = text.strip_suffix(COPIED).map_or((text, false), |kernel| (kernel, true));
+        let kernel: AttentionKernel = kernel.parse()?;
+        match copy && !kernel.takes_copies() {
+            true => Err(Error::invalid(format!("attention form {text}: {kernel} reads no copies"))),
+            false => Ok(Self { kernel, copy }),
+        }
+    }
+}
+
+const COPIED: &str = "+copy";
+
+/// Bytes that copied columns may take at a time; heads beyond wait for the next launch. 3500 columns of 32 heads of 128
+/// take 57 MiB.
+pub const COPY_BYTES: u64 = 128 << 20;
+
 impl Wgpu {
     /// The kernels that can run attention of this head dim here, best guess first.
     pub fn attention_kernels(&self, head_dim: usize) -> Vec<AttentionKernel> {
-        let variants = CoopVariant::all(&self.context.traits, kernel_head_dim(head_dim as u32));
-        let rows = match self.has_rows() {
-            true => RowsVariant::all(&self.context.traits, kernel_head_dim(head_dim as u32)),
-            false => vec![],
-        };
+        let traits = &self.context.traits;
+        let head_dim = kernel_head_dim(head_dim as u32);
+        let rows = if self.has_rows() { RowsVariant::all(traits, head_dim) } else { vec![] };
         let rows = rows.into_iter().map(AttentionKernel::Rows);
-        rows.chain(variants.into_iter().map(AttentionKernel::Coop)).chain([AttentionKernel::Tiles]).collect()
+        let matrices = rows.chain(CoopVariant::all(traits, head_dim).into_iter().map(AttentionKernel::Coop));
+        let small = Tile::small(traits).map(|_| AttentionKernel::SmallTiles);
+        matrices.chain([AttentionKernel::Tiles]).chain(small).collect()
     }
 
     /// Whether fragments lie as `coop_rows.wgsl` says; asked once.
@@ -127,17 +189,58 @@ impl Wgpu {
         *self.has_rows.get_or_init(|| attention_rows::has_rows(self))
     }
 
-    /// Runs this kernel from now on, for the head dims that it can run; `None` goes back to the best guess.
+    /// Runs this kernel from now on, for the head dims that it can run, and columns as they lie; `None` goes back to the
+    /// chosen one.
     pub fn use_attention_kernel(&self, kernel: Option<AttentionKernel>) {
-        *lock(&self.attention) = kernel;
+        self.use_attention_form(kernel.map(|kernel| AttentionForm { kernel, copy: false }));
     }
 
-    pub(super) fn attention_kernel(&self, head_dim: u32) -> AttentionKernel {
+    /// The same for a form.
+    pub fn use_attention_form(&self, form: Option<AttentionForm>) {
+        *lock(&self.attention) = form;
+    }
+
+    /// The form of a kernel head dim: as told, as tried (now, if it pays), or the best guess.
+    pub(super) fn attention_form(&self, head_dim: u32, walk: Walk, try_now: bool) -> AttentionForm {
         let all = self.attention_kernels(head_dim as usize);
-        let chosen = lock(&self.attention).filter(|kernel| all.contains(kernel));
-        chosen.unwrap_or(all[0])
+        let known = |form: &AttentionForm| all.contains(&form.kernel);
+        if let Some(form) = lock(&self.attention).filter(known) {
+            return form;
+        }
+        let subject = Subject::Attention { head_dim, walk };
+        let tried = match try_now {
+            true => self.form_of(
+                subject,
+                || self.candidates(&all, head_dim, walk),
+                |b, size| trial(b, head_dim, walk, size),
+            ),
+            false => self.context.tuner.chosen(subject),
+        };
+        let tried = tried.and_then(|name| name.parse().ok()).filter(known);
+        tried.unwrap_or(AttentionForm { kernel: all[0], copy: false })
+    }
+
+    /// The forms worth trying: [`MOST_KERNELS`] kernels, those of matrices alone where there are any; for columns, the
+    /// first two with copies too.
+    fn candidates(&self, all: &[AttentionKernel], head_dim: u32, walk: Walk) -> Vec<Candidate> {
+        let tiles = |kernel: &AttentionKernel| matches!(kernel, AttentionKernel::Tiles | AttentionKernel::SmallTiles);
+        let only_tiles = all.iter().all(tiles);
+        let kernels = all.iter().copied().filter(|kernel| only_tiles || !tiles(kernel)).take(MOST_KERNELS);
+        let plain = kernels.clone().map(|kernel| AttentionForm { kernel, copy: false });
+        let copies = kernels.filter(|kernel| walk == Walk::Columns && kernel.takes_copies()).take(2);
+        let copies = copies.map(|kernel| AttentionForm { kernel, copy: true });
+        let traits = &self.context.traits;
+        let candidate = |form: AttentionForm| {
+            let shader = form.kernel.shader(traits, head_dim, traits.activation(), form.copy).0;
+            let gather = form.copy.then(|| gathering(traits));
+            Candidate { name: form.to_string(), specialisations: [shader].into_iter().chain(gather).collect() }
+        };
+        plain.chain(copies).map(candidate).collect()
     }
 }
+
+/// Kernels that are tried.
+const MOST_KERNELS: usize = 4;
 
 /// Whether 16 neighbouring lanes are always in one subgroup.
 fn shuffles(traits: &Traits) -> bool {
@@ -149,8 +252,22 @@ pub(super) fn invocation(traits: &Traits) -> &'static str {
     if traits.subgroups() { "invocation_subgroup" } else { "invocation" }
 }
 
-fn specialisation(traits: &Traits, head_dim: u32, out: DType) -> Specialisation {
-    let tile = Tile::choose(traits);
+/// The fragment that reads columns.
+pub(super) fn columns(compact: bool) -> &'static str {
+    if compact { "columns_compact" } else { "columns_direct" }
+}
+
+const WORKGROUP: u32 = 256;
+
+fn gathering(traits: &Traits) -> Specialisation {
+    Specialisation::new("gather_columns", traits).constant("WORKGROUP", WORKGROUP).with("invocation")
+}
+
+fn clamping(traits: &Traits) -> Specialisation {
+    Specialisation::new("clamp_columns", traits).constant("WORKGROUP", WORKGROUP).with("invocation")
+}
+
+fn specialisation(traits: &Traits, tile: Tile, head_dim: u32, out: DType, compact: bool) -> Specialisation {
     Specialisation::new("attention", traits)
         .constant("HEAD_DIM", head_dim)
         .constant("ROWS", tile.rows)
@@ -162,6 +279,9 @@ fn specialisation(traits: &Traits, head_dim: u32, out: DType) -> Specialisation 
         .constant("K_STAGE", (16 * tile.keys * tile.step).div_ceil(128))
         .constant("V_STAGE", tile.values * 16 / 128)
         .constant("OUT_VECS", head_dim.div_ceil(64))
+        .alias("KvUnit", if traits.f16() { "vec4<f16>" } else { "vec4<f32>" })
+        .constant("KV_LANES", 4)
+        .with(columns(compact))
         .alias("Probability", if tile.half { "f16" } else { "f32" })
         .alias("Staged", if tile.half { "vec4<f16>" } else { "vec4<f32>" })
         .write(out, 4)
@@ -171,8 +291,12 @@ fn specialisation(traits: &Traits, head_dim: u32, out: DType) -> Specialisation 
 }
 
 pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
-    for head_dim in HEAD_DIMS {
-        list.extend(traits.act_or_f32().map(|out| specialisation(traits, head_dim, out)));
+    list.extend([gathering(traits), clamping(traits)]);
+    let tiles = [Some(Tile::choose(traits)), Tile::small(traits)];
+    for (head_dim, tile) in HEAD_DIMS.into_iter().flat_map(|d| tiles.into_iter().flatten().map(move |tile| (d, tile))) {
+        for compact in [false, true] {
+            list.extend(traits.act_or_f32().map(|out| specialisation(traits, tile, head_dim, out, compact)));
+        }
     }
 }
 
@@ -217,6 +341,45 @@ pub(super) fn eighths(tensors: &[Binding], strides: &[[u32; 2]]) -> bool {
     strides.iter().flatten().all(|s| s % 8 == 0) && tensors.iter().all(|x| x.start().is_multiple_of(16))
 }
 
+/// What a launch reads and writes.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    q: Binding<'a>,
+    k: Binding<'a>,
+    v: Binding<'a>,
+    row_ranges: Binding<'a>,
+    ranges: Binding<'a>,
+    columns: Binding<'a>,
+    keep: Binding<'a>,
+    window: Binding<'a>,
+    out: Binding<'a>,
+    lse: Option<Binding<'a>>,
+}
+
+/// Row and head strides of a call's tensors.
+struct Strides {
+    q: [u32; 2],
+    k: [u32; 2],
+    v: [u32; 2],
+    out: [u32; 2],
+}
+
+impl Strides {
+    fn of(p: &AttentionParams) -> Self {
+        Self {
+            q: [p.q_row_stride, p.q_head_stride],
+            k: [p.k_row_stride, p.k_head_stride],
+            v: [p.v_row_stride, p.v_head_stride],
+            out: [p.out_row_stride, p.out_head_stride],
+        }
+    }
+}
+
+const OP: &str = "attention";
+
+/// Pairs from which on it pays to try forms: a launch of about a millisecond on a large device.
+const WORTH_TRYING: u64 = 1 << 26;
+
 pub(super) fn attention(
     b: &Wgpu,
     p: &AttentionParams,
@@ -225,35 +388,135 @@ pub(super) fn attention(
     out: SliceMut<Wgpu>,
     lse: Option<SliceMut<Wgpu>>,
 ) -> Result<()> {
-    const OP: &str = "attention";
-    let q_stride = [p.q_row_stride, p.q_head_stride];
-    let k_stride = [p.k_row_stride, p.k_head_stride];
-    let v_stride = [p.v_row_stride, p.v_head_stride];
-    let out_stride = [p.out_row_stride, p.out_head_stride];
-    let (q, k) = (vectors(OP, "q", q, q_stride)?, vectors(OP, "k", k, k_stride)?);
-    let (v, out) = (vectors(OP, "v", v, v_stride)?, vectors(OP, "out", out, out_stride)?);
-
-    let lse = lse.map(Binding::from);
-    let head_dim = kernel_head_dim(p.head_dim);
-    let kernel = if eighths(&[q, k, v], &[q_stride, k_stride, v_stride]) {
-        b.attention_kernel(head_dim)
-    } else {
-        AttentionKernel::Tiles
+    let strides = Strides::of(p);
+    let operands = Operands {
+        q: vectors(OP, "q", q, strides.q)?,
+        k: vectors(OP, "k", k, strides.k)?,
+        v: vectors(OP, "v", v, strides.v)?,
+        row_ranges: index.row_ranges.into(),
+        ranges: index.ranges.into(),
+        columns: index.columns.into(),
+        keep: index.keep.into(),
+        window: index.window.into(),
+        out: vectors(OP, "out", out, strides.out)?,
+        lse: lse.map(Binding::from),
     };
-    let (specialisation, tile_rows) = kernel.form(&b.context.traits, head_dim, out.dtype);
+    let o = &operands;
+    let form = if eighths(&[o.q, o.k, o.v], &[strides.q, strides.k, strides.v]) {
+        let pairs = u64::from(p.n_heads) * u64::from(p.q_len) * u64::from(p.kv_len);
+        b.attention_form(kernel_head_dim(p.head_dim), walk(p, o), pairs >= WORTH_TRYING)
+    } else {
+        AttentionForm { kernel: AttentionKernel::Tiles, copy: false }
+    };
+    let most = b.keys_bound(&[(o.k, strides.k[0]), (o.v, strides.v[0])], p.head_dim, 64);
+    match p.kv_len <= most {
+        true => launch(b, p, form, o, 0..p.kv_len),
+        false => in_windows(b, p, form.kernel, o, most),
+    }
+}
+
+/// What kind of launch it is, by what the index has room for.
+fn walk(p: &AttentionParams, o: &Operands) -> Walk {
+    let rows = u64::from(p.n_heads) * u64::from(p.row_blocks);
+    match p.column_tiles {
+        0 if o.ranges.byte_len <= 8 * rows => Walk::Ranges,
+        0 => Walk::Blocks,
+        _ => Walk::Columns,
+    }
+}
+
+/// Attention over so many keys at a time, whose parts are merged by their log-sum-exps: where the keys of one head are
+/// longer than a binding.
+fn in_windows(b: &Wgpu, p: &AttentionParams, kernel: AttentionKernel, o: &Operands, keys: u32) -> Result<()> {
+    let form = AttentionForm { kernel, copy: false };
+    let windows = p.kv_len.div_ceil(keys);
+    let scratch = |like: Binding| b.create_buffer(like.byte_len as usize, false);
+    let [row_ranges, ranges, columns, keep] = [o.row_ranges, o.ranges, o.columns, o.keep].map(scratch);
+    let (row_ranges, ranges, columns, keep) = (row_ranges?, ranges?, columns?, keep?);
+    let out_part = scratch(o.out)?;
+    let lse_bytes = 4 * p.n_heads as usize * p.q_len as usize;
+    let lses =
+        [b.create_buffer(lse_bytes, false)?, b.create_buffer(lse_bytes, false)?, b.create_buffer(lse_bytes, false)?];
+    let like = |buffer, like: Binding<'_>| Binding { buffer, byte_offset: 0, ..like };
+    let lse = |i: usize| Binding {
+        buffer: &lses[i],
+        byte_offset: 0,
+        byte_len: lse_bytes as u64,
+        dtype: DType::F32,
+        lanes: 1,
+    };
+    let part = Operands {
+        row_ranges: like(&row_ranges, o.row_ranges),
+        ranges: like(&ranges, o.ranges),
+        columns: like(&columns, o.columns),
+        keep: like(&keep, o.keep),
+        ..*o
+    };
+    for window in 0..windows {
+        let keys = window * keys..p.kv_len.min((window + 1) * keys);
+        let clip = ClipIndexParams {
+            n_heads: p.n_heads,
+            row_blocks: p.row_blocks,
+            column_tiles: p.column_tiles,
+            key_start: keys.start,
+            key_end: keys.end,
+        };
+        clip_bindings(
+            b,
+            &clip,
+            [o.row_ranges, o.ranges, o.columns, o.keep],
+            [part.row_ranges, part.ranges, part.keep],
+        )?;
+        let count = 64 * p.n_heads * p.column_tiles;
+        let numbers = ClampColumns { count, key_start: keys.start, key_end: keys.end };
+        let groups = fold(u64::from(count.div_ceil(WORKGROUP)));
+        b.dispatch(&clamping(&b.context.traits), &numbers, &[o.columns, part.columns], groups)?;
+        let p = AttentionParams { kv_len: keys.end, ..*p };
+        if window == 0 {
+            launch(b, &p, form, &Operands { lse: Some(lse(0)), ..part }, keys)?;
+            continue;
+        }
+        let out = like(&out_part, o.out);
+        launch(b, &p, form, &Operands { out, lse: Some(lse(2)), ..part }, keys)?;
+        let [before, after] = if window % 2 == 1 { [0, 1] } else { [1, 0] };
+        let after = match o.lse {
+            Some(lse) if window + 1 == windows => lse,
+            _ => lse(after),
+        };
+        let merge = MergeAttentionParams {
+            rows: p.q_len,
+            n_heads: p.n_heads,
+            head_dim: p.head_dim,
+            row_stride: p.out_row_stride,
+        };
+        merge_bindings(b, &merge, p.out_head_stride, out, [lse(before), lse(2)], o.out, after)?;
+    }
+    Ok(())
+}
+
+/// Attention over the keys of an index, all of which lie within `keys`, in bands of heads and rows that can be bound.
+fn launch(b: &Wgpu, p: &AttentionParams, form: AttentionForm, o: &Operands, keys: Range<u32>) -> Result<()> {
+    let traits = &b.context.traits;
+    let strides = Strides::of(p);
     let group = p.n_heads / p.n_kv_heads;
+    // A copied column is its key and its value.
+    let column_bytes = 2 * u64::from(p.head_dim) * o.k.element_bytes();
+    let width = 64 * u64::from(p.column_tiles);
+    let copy = form.copy && p.column_tiles > 0 && width * column_bytes <= COPY_BYTES.min(b.band_bytes());
+    let (specialisation, tile_rows) = form.kernel.shader(traits, kernel_head_dim(p.head_dim), o.out.dtype, copy);
 
     // Bytes per head of the parts that are contiguous by head.
-    let (row_ranges, columns) = (8 * u64::from(p.row_blocks), 256 * u64::from(p.column_tiles.max(1)));
+    let (row_ranges, columns) = (8 * u64::from(p.row_blocks), 4 * width.max(64));
     let keep = 8 * u64::from(p.row_blocks) * u64::from(p.column_tiles.max(1));
     let lse_head = 4 * u64::from(p.q_len);
+    let n_keys = keys.end - keys.start;
     let extents = [
-        strided_extent(q, q_stride, p.head_dim, None),
-        strided_extent(out, out_stride, p.head_dim, None),
-        strided_extent(k, k_stride, p.head_dim, Some(p.kv_len)),
-        strided_extent(v, v_stride, p.head_dim, Some(p.kv_len)),
+        strided_extent(o.q, strides.q, p.head_dim, None),
+        strided_extent(o.out, strides.out, p.head_dim, None),
+        strided_extent(o.k, strides.k, p.head_dim, Some(n_keys)),
+        strided_extent(o.v, strides.v, p.head_dim, Some(n_keys)),
         by_head(row_ranges),
-        by_head(columns),
+        by_head(if copy { width * column_bytes } else { columns }),
         by_head(keep),
         by_head(lse_head),
     ];
@@ -273,7 +536,7 @@ pub(super) fn attention(
             row_blocks: p.row_blocks,
             column_tiles: p.column_tiles,
             scale: p.scale,
-            write_lse: u32::from(lse.is_some()),
+            write_lse: u32::from(o.lse.is_some()),
             q_row_stride: p.q_row_stride,
             q_head_stride: p.q_head_stride,
             k_row_stride: p.k_row_stride,
@@ -283,21 +546,174 @@ pub(super) fn attention(
             out_row_stride: p.out_row_stride,
             out_head_stride: p.out_head_stride,
         };
+        let k = strided(o.k, strides.k, kv_heads.clone(), keys.clone(), p.head_dim);
+        let v = strided(o.v, strides.v, kv_heads, keys.clone(), p.head_dim);
+        let own_columns = parts(o.columns, &heads, columns);
+        let copied = match copy {
+            true => Some(gather(b, &part, [k, v, own_columns], width as u32, column_bytes)?),
+            false => None,
+        };
+        let columns =
+            copied.as_ref().map_or(own_columns, |buffer| Binding { buffer, byte_offset: 0, byte_len: buffer.len, ..k });
         let bindings = [
-            strided(q, q_stride, heads.clone(), rows.clone(), p.head_dim),
-            strided(k, k_stride, kv_heads.clone(), 0..p.kv_len, p.head_dim),
-            strided(v, v_stride, kv_heads, 0..p.kv_len, p.head_dim),
-            parts(index.row_ranges.into(), &heads, row_ranges),
-            index.ranges.into(),
-            parts(index.columns.into(), &heads, columns),
-            parts(index.keep.into(), &heads, keep),
-            parts(index.window.into(), &heads, 8),
-            strided(out, out_stride, heads.clone(), rows, p.head_dim),
-            lse.map_or(b.placeholder(), |lse| parts(lse, &heads, lse_head)),
+            strided(o.q, strides.q, heads.clone(), rows.clone(), p.head_dim),
+            k,
+            v,
+            parts(o.row_ranges, &heads, row_ranges),
+            o.ranges,
+            columns,
+            parts(o.keep, &heads, keep),
+            parts(o.window, &heads, 8),
+            strided(o.out, strides.out, heads.clone(), rows, p.head_dim),
+            o.lse.map_or(b.placeholder(), |lse| parts(lse, &heads, lse_head)),
         ];
-        b.dispatch(&specialisation, &part, &bindings, fold(u64::from(part.heads) * u64::from(part.row_tiles)))?;
+        let before = |x: &Binding, [row, _]: [u32; 2]| u64::from(keys.start) * u64::from(row) * x.element_bytes();
+        let behind = [(1, before(&k, strides.k)), (2, before(&v, strides.v))];
+        let groups = fold(u64::from(part.heads) * u64::from(part.row_tiles));
+        b.dispatch_behind(&specialisation, &part, &bindings, &behind, groups)?;
     }
     Ok(())
+}
+
+/// Keys and values of a band's columns in their order.
+fn gather(
+    b: &Wgpu,
+    part: &AttentionBand,
+    bindings: [Binding; 3],
+    width: u32,
+    column_bytes: u64,
+) -> Result<super::Buffer> {
+    let slots = u64::from(part.heads) * u64::from(width);
+    let buffer = b.create_buffer((slots * column_bytes) as usize, false)?;
+    let [k, v, columns] = bindings;
+    let compact = Binding { buffer: &buffer, byte_offset: 0, byte_len: buffer.len, ..k };
+    let numbers = GatherColumns {
+        heads: part.heads,
+        group_size: part.group_size,
+        head_in_group: part.head_in_group,
+        head_dim: part.head_dim,
+        kv_len: part.kv_len,
+        width,
+        k_row_stride: part.k_row_stride,
+        k_head_stride: part.k_head_stride,
+        v_row_stride: part.v_row_stride,
+        v_head_stride: part.v_head_stride,
+    };
+    let groups = fold((slots * u64::from(part.head_dim / 2)).div_ceil(u64::from(WORKGROUP)));
+    b.dispatch(&gathering(&b.context.traits), &numbers, &[k, v, columns, compact], groups)?;
+    Ok(buffer)
+}
+
+/// A small layer with an index of one kind.
+struct AttentionTrial {
+    p: AttentionParams,
+    /// q, k, v, row_ranges, ranges, columns, keep, window, out.
+    buffers: [super::Buffer; 9],
+    dtype: DType,
+}
+
+impl AttentionTrial {
+    fn operands(&self) -> Operands<'_> {
+        let binding = |i: usize, dtype, lanes| {
+            let buffer = &self.buffers[i];
+            Binding { buffer, byte_offset: 0, byte_len: buffer.len, dtype, lanes }
+        };
+        let (act, word) = (|i| binding(i, self.dtype, 4), |i| binding(i, DType::U32, 1));
+        Operands {
+            q: act(0),
+            k: act(1),
+            v: act(2),
+            row_ranges: word(3),
+            ranges: word(4),
+            columns: word(5),
+            keep: word(6),
+            window: word(7),
+            out: act(8),
+            lse: None,
+        }
+    }
+}
+
+impl Trial for AttentionTrial {
+    fn launch(&self, b: &Wgpu, form: &str) -> Result<()> {
+        launch(b, &self.p, form.parse()?, &self.operands(), 0..self.p.kv_len)
+    }
+
+    fn results(&self, b: &Wgpu) -> Result<Vec<f32>> {
+        let out = &self.buffers[8];
+        decode_f32(self.dtype, &b.download_bytes(out, 0..out.len.min(4 << 20) as usize)?)
+    }
+}
+
+/// The index of a trial, the same for each head: ranges of each row block, and columns that all row blocks keep.
+fn trial_index(walk: Walk, q_start: u32, row_blocks: u32) -> (Vec<Vec<[u32; 2]>>, Vec<u32>) {
+    let ranges = |row: u32| {
+        let (first, end) = (q_start + 64 * row, q_start + 64 * row + 64);
+        match walk {
+            Walk::Ranges => vec![[0, end]],
+            Walk::Blocks => (0..first / 128).map(|i| [128 * i, 128 * i + 64]).chain([[first, end]]).collect(),
+            Walk::Columns => vec![[first - 256, end]],
+        }
+    };
+    let columns = if walk == Walk::Columns { (0..(q_start - 256) / 3).map(|i| 3 * i).collect() } else { vec![] };
+    ((0..row_blocks).map(ranges).collect(), columns)
+}
+
+fn trial(b: &Wgpu, head_dim: u32, walk: Walk, size: usize) -> Result<Box<dyn Trial>> {
+    let (heads, kv_heads, q_len, kv_len) = [(8, 2, 128, 512), (16, 4, 256, 2048), (16, 4, 2048, 4096)][size];
+    let (row_blocks, q_start) = (q_len / 64, kv_len - q_len);
+    let (rows, mut columns) = trial_index(walk, q_start, row_blocks);
+    let column_tiles = (columns.len() as u32).div_ceil(64);
+    let mut kept: Vec<u32> = (0..2 * column_tiles)
+        .map(|word| (0..32).filter(|bit| 32 * word + bit < columns.len() as u32).map(|bit| 1 << bit).sum())
+        .collect();
+    // What is bound has room for one tile even where there is none.
+    let tiles = column_tiles.max(1) as usize;
+    columns.resize(64 * tiles, u32::MAX);
+    kept.resize(2 * tiles, 0);
+
+    let (mut row_ranges, mut ranges) = (vec![], vec![]);
+    for row in (0..heads).flat_map(|_| &rows) {
+        row_ranges.extend([ranges.len() as u32 / 2, row.len() as u32]);
+        ranges.extend(row.as_flattened());
+    }
+    let all_heads = |one: &[u32], times: u32| one.repeat((heads * times) as usize);
+    let words =
+        |values: &[u32]| b.upload_unaccounted(bytemuck::cast_slice(if values.is_empty() { &[0] } else { values }));
+    let dtype = b.context.traits.activation();
+    let floats = |n: u32, seed| b.upload_unaccounted(&values(dtype, n as usize, seed)?);
+    let buffers = [
+        floats(q_len * heads * head_dim, 1)?,
+        floats(kv_heads * kv_len * head_dim, 2)?,
+        floats(kv_heads * kv_len * head_dim, 3)?,
+        words(&row_ranges)?,
+        words(&ranges)?,
+        words(&all_heads(&columns, 1))?,
+        words(&all_heads(&kept, row_blocks))?,
+        words(&vec![u32::MAX; 2 * heads as usize])?,
+        floats(q_len * heads * head_dim, 4)?,
+    ];
+    let p = AttentionParams {
+        n_heads: heads,
+        n_kv_heads: kv_heads,
+        head_dim,
+        q_len,
+        kv_len,
+        q_start,
+        row_blocks,
+        column_tiles,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        q_row_stride: heads * head_dim,
+        q_head_stride: head_dim,
+        k_row_stride: head_dim,
+        k_head_stride: kv_len * head_dim,
+        v_row_stride: head_dim,
+        v_head_stride: kv_len * head_dim,
+        out_row_stride: heads * head_dim,
+        out_head_stride: head_dim,
+        write_lse: 0,
+    };
+    Ok(Box::new(AttentionTrial { p, buffers, dtype }))
 }
 
 /// How the binding of a strided tensor grows: with heads and rows, or with KV heads of so many keys.
@@ -329,11 +745,40 @@ mod tests {
     #[test]
     fn tiles_fit_every_known_device_and_divide_a_row_block() {
         for (name, traits) in Traits::KNOWN {
-            let tile = Tile::choose(traits);
-            let bytes = tile.bytes(shuffles(traits));
-            assert!(bytes <= traits.workgroup_bytes, "{name}: {tile:?} takes {bytes}");
-            assert_eq!(BLOCK as u32 % (8 * tile.rows), 0, "{name}: {tile:?}");
-            assert_eq!((16 * tile.keys % tile.values, tile.values * 16 % 128), (0, 0), "{name}: {tile:?}");
+            for tile in [Some(Tile::choose(traits)), Tile::small(traits)].into_iter().flatten() {
+                let bytes = tile.bytes(shuffles(traits));
+                assert!(bytes <= traits.workgroup_bytes, "{name}: {tile:?} takes {bytes}");
+                assert_eq!(BLOCK as u32 % (8 * tile.rows), 0, "{name}: {tile:?}");
+                assert_eq!((16 * tile.keys % tile.values, tile.values * 16 % 128), (0, 0), "{name}: {tile:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn forms_parse_as_they_print() {
+        for text in ["tiles", "small_tiles+copy", "w8r1k64+copy", "w8r1k64", "s8t2r2k32p1"] {
+            assert_eq!(text.parse::<AttentionForm>().unwrap().to_string(), text);
+        }
+        for text in ["", "+copy", "s8t2r2k32p1+copy", "tiles+"] {
+            assert!(text.parse::<AttentionForm>().is_err(), "{text}");
+        }
+    }
+
+    /// Columns lie before every range of a trial, as the kernels rely on.
+    #[test]
+    fn trials_are_valid_indexes() {
+        for (q_start, row_blocks) in [(384, 2), (1792, 4), (2048, 32)] {
+            for walk in Walk::ALL {
+                let (rows, columns) = trial_index(walk, q_start, row_blocks);
+                assert_eq!(rows.len() as u32, row_blocks);
+                let first = rows.iter().flatten().map(|range| range[0]).min().unwrap();
+                assert!(columns.is_sorted() && columns.last().is_none_or(|last| *last < first));
+                for (row, ranges) in rows.iter().enumerate() {
+                    assert_eq!(ranges.last().unwrap()[1], q_start + 64 * row as u32 + 64);
+                    assert!(ranges.iter().all(|range| range[0] < range[1]));
+                    assert!(ranges.windows(2).all(|pair| pair[0][1] <= pair[1][0]));
+                }
+            }
         }
     }
 

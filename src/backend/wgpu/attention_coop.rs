@@ -147,6 +147,9 @@ impl CoopVariant {
             .with("invocation_subgroup")
             .with("coop_walk")
             .with("coop_stage")
+            .alias("KvUnit", "vec4<f16>")
+            .constant("KV_LANES", 4)
+            .with("columns_direct")
             .with(if self.vectors { "coop_tiles_vec4" } else { "coop_tiles_scalar" })
     }
 }

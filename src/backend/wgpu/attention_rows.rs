@@ -1,6 +1,6 @@
 //! The forms of the attention kernel on cooperative matrices whose layout is known: `attention_rows.wgsl`.
 
-use super::attention::HEAD_DIMS;
+use super::attention::{HEAD_DIMS, columns};
 use super::buffer::Binding;
 use super::link::Specialisation;
 use super::{Tier, Traits, Wgpu};
@@ -77,7 +77,7 @@ impl RowsVariant {
             && self.tile_rows() * (2 * head_dim + 16) <= traits.workgroup_bytes
     }
 
-    pub(super) fn specialisation(&self, traits: &Traits, head_dim: u32, out: DType) -> Specialisation {
+    pub(super) fn specialisation(&self, traits: &Traits, head_dim: u32, out: DType, compact: bool) -> Specialisation {
         Specialisation::new("attention_rows", traits)
             .cooperative()
             .constant("HEAD_DIM", head_dim)
@@ -100,6 +100,9 @@ impl RowsVariant {
             .with("invocation_subgroup")
             .with("coop_walk")
             .with("coop_stage_words")
+            .alias("KvUnit", "vec4<u32>")
+            .constant("KV_LANES", 8)
+            .with(columns(compact))
             .by_rows()
             .matrices_of_words()
     }
@@ -143,7 +146,9 @@ pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
     }
     for head_dim in HEAD_DIMS {
         for variant in RowsVariant::all(traits, head_dim) {
-            list.extend(traits.act_or_f32().map(|out| variant.specialisation(traits, head_dim, out)));
+            for compact in [false, true] {
+                list.extend(traits.act_or_f32().map(|out| variant.specialisation(traits, head_dim, out, compact)));
+            }
         }
     }
 }

@@ -65,6 +65,18 @@ impl Wgpu {
     }
 }
 
+impl Wgpu {
+    /// The most keys of one KV head, a multiple of `step`, that can be bound at a time, but at least `step`.
+    pub(super) fn keys_bound(&self, tensors: &[(Binding, u32)], head_dim: u32, step: u32) -> u32 {
+        let keys = |(x, row_stride): &(Binding, u32)| {
+            let [row, one] = [*row_stride, head_dim].map(|elements| u64::from(elements) * x.element_bytes());
+            self.band_bytes().saturating_sub(one) / row.max(1) + 1
+        };
+        let most = tensors.iter().map(keys).min().unwrap_or(u64::MAX).min(u64::from(u32::MAX / 2)) as u32;
+        (most / step * step).max(step)
+    }
+}
+
 fn cut(limit: u64, n_heads: u32, group: u32, [n_rows, step]: [u32; 2], extents: &[Extent]) -> Option<Vec<Band>> {
     let (mut heads, mut rows) = (n_heads, n_rows);
     // The extent that is too long is halved where it grows faster, until all fit.

@@ -31,14 +31,24 @@ pub(super) fn clip_index(
     ranges: SliceMut<Wgpu>,
     kept: SliceMut<Wgpu>,
 ) -> Result<()> {
+    let read = [index.row_ranges, index.ranges, index.columns, index.keep].map(Binding::from);
+    clip_bindings(b, p, read, [row_ranges, ranges, kept].map(Binding::from))
+}
+
+/// The same from and into bindings.
+pub(super) fn clip_bindings(
+    b: &Wgpu,
+    p: &ClipIndexParams,
+    [whole_row_ranges, whole_ranges, columns, whole_keep]: [Binding; 4],
+    [row_ranges, ranges, kept]: [Binding; 3],
+) -> Result<()> {
     let traits = &b.context.traits;
     let n_rows = u64::from(p.n_heads) * u64::from(p.row_blocks);
-    let bindings: [Binding; 4] = [index.row_ranges.into(), index.ranges.into(), row_ranges.into(), ranges.into()];
+    let bindings = [whole_row_ranges, whole_ranges, row_ranges, ranges];
     b.dispatch(&rows(traits), p, &bindings, fold(n_rows.div_ceil(u64::from(WORKGROUP))))?;
     if p.column_tiles == 0 {
         return Ok(());
     }
-    let bindings: [Binding; 3] = [index.columns.into(), index.keep.into(), kept.into()];
     let groups = (n_rows * u64::from(p.column_tiles)).div_ceil(u64::from(WORKGROUP));
-    b.dispatch(&keep(traits), p, &bindings, fold(groups))
+    b.dispatch(&keep(traits), p, &[columns, whole_keep, kept], fold(groups))
 }

@@ -6,6 +6,7 @@
 
 use super::buffer::Account;
 use super::link::{Specialisation, SubgroupBarrier};
+use super::tune::{Autotune, Tuner};
 use super::{Options, Tier, Traits};
 use crate::backend::DeviceInfo;
 use crate::{Error, Result};
@@ -50,6 +51,13 @@ pub(super) struct PendingPipeline {
     slot: Slot,
 }
 
+impl PendingPipeline {
+    /// Whether it compiled, once that is known.
+    pub(super) fn state(&self) -> Option<bool> {
+        self.slot.get().map(|compiled| compiled.is_ok())
+    }
+}
+
 type Slot = Arc<OnceLock<Result<Arc<Pipeline>, String>>>;
 
 /// Everything about a device except its recorded commands.
@@ -66,6 +74,7 @@ pub(super) struct Context {
     barrier: SubgroupBarrier,
     checked: bool,
     disk: Option<DiskCache>,
+    pub(super) tuner: Tuner,
 }
 
 /// Adapters of the APIs this backend runs on, in the order of their `wgpu:N` names.
@@ -246,7 +255,15 @@ impl Context {
         });
         let (device, queue) = pollster::block_on(request)
             .map_err(|e| Error::Unavailable(format!("adapter {} gives no device: {e}", capabilities.info.name)))?;
-        let context = Self::new(device, queue, Capabilities { limits, ..capabilities }, number, options)?;
+        let own = Options {
+            autotune: match options.autotune {
+                Autotune::Auto if capabilities.info.device_type == wgpu::DeviceType::Cpu => Autotune::Off,
+                Autotune::Auto => Autotune::On,
+                told => told,
+            },
+            ..*options
+        };
+        let context = Self::new(device, queue, Capabilities { limits, ..capabilities }, number, &own)?;
         context.watch();
         Ok(context)
     }
@@ -306,6 +323,19 @@ impl Context {
             workgroup_invocations: capabilities.limits.max_compute_invocations_per_workgroup,
             passthrough: vulkan && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS),
         };
+        let adapter = &capabilities.info;
+        let tuner_key = format!(
+            "{}, {} {:x}:{:x}, {} {}, {} {}",
+            adapter.name,
+            adapter.backend,
+            adapter.vendor,
+            adapter.device,
+            adapter.driver,
+            adapter.driver_info,
+            tier.name(),
+            traits.workgroup_bytes
+        );
+        let tuner = Tuner::new(options.autotune == Autotune::On, &tuner_key, options.notice);
         let disk = device
             .features()
             .contains(wgpu::Features::PIPELINE_CACHE)
@@ -327,6 +357,7 @@ impl Context {
             barrier,
             checked: options.checked_shaders,
             disk,
+            tuner,
         })
     }
 
@@ -567,7 +598,7 @@ impl DiskCache {
 }
 
 /// The user's directory for files that can be made again.
-fn user_cache() -> Option<PathBuf> {
+pub(super) fn user_cache() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if cfg!(windows) {
         set("LOCALAPPDATA")

@@ -88,8 +88,11 @@ pub(super) fn decode_attention(
     let keys = p.q_start + p.q_len;
     let head_dim = kernel_head_dim(p.head_dim);
     let traits = &b.context.traits;
-    let extents =
-        [strided_extent(k, k_stride, p.head_dim, Some(keys)), strided_extent(v, v_stride, p.head_dim, Some(keys))];
+    // Where a KV head is longer than a binding, its splits go in several dispatches.
+    let widest = Tile::choose(traits, head_dim).span;
+    let most_keys = b.keys_bound(&[(k, k_stride[0]), (v, v_stride[0])], p.head_dim, widest);
+    let bound = Some(keys.min(most_keys));
+    let extents = [strided_extent(k, k_stride, p.head_dim, bound), strided_extent(v, v_stride, p.head_dim, bound)];
     for band in b.bands(OP, p.n_heads, group, [1, 1], &extents)? {
         let heads = band.heads.end - band.heads.start;
         let kv_heads = band.kv_heads(group);
@@ -98,7 +101,7 @@ pub(super) fn decode_attention(
         let tile = Tile::choose(traits, head_dim).for_rows(rows);
         let row_groups = rows.div_ceil(tile.rows);
         let most = (GROUPS / (n_kv_heads * row_groups)).clamp(1, MAX_SPLITS);
-        let split_keys = keys.div_ceil(most).next_multiple_of(tile.span);
+        let split_keys = keys.div_ceil(most).next_multiple_of(tile.span).min(most_keys);
         let splits = keys.div_ceil(split_keys);
 
         let n_rows = heads as usize * p.q_len as usize * splits as usize;
@@ -114,6 +117,8 @@ pub(super) fn decode_attention(
             q_start: p.q_start,
             splits,
             split_keys,
+            split_first: 0,
+            split_count: splits,
             scale: p.scale,
             q_row_stride: p.q_row_stride,
             q_head_stride: p.q_head_stride,
@@ -122,15 +127,23 @@ pub(super) fn decode_attention(
             v_row_stride: p.v_row_stride,
             v_head_stride: p.v_head_stride,
         };
-        let bindings = [
-            strided(q, q_stride, band.heads.clone(), 0..p.q_len, p.head_dim),
-            strided(k, k_stride, kv_heads.clone(), 0..keys, p.head_dim),
-            strided(v, v_stride, kv_heads, 0..keys, p.head_dim),
-            scratch(&sums, 4),
-            scratch(&stats, 2),
-        ];
-        let groups = u64::from(n_kv_heads) * u64::from(splits) * u64::from(row_groups);
-        b.dispatch(&splitting(traits, head_dim, tile), &part, &bindings, fold(groups))?;
+        let at_once = (most_keys / split_keys).max(1);
+        for first in (0..splits).step_by(at_once as usize) {
+            let count = at_once.min(splits - first);
+            let part = DecodeBand { split_first: first, split_count: count, ..part };
+            let here = first * split_keys..keys.min((first + count) * split_keys);
+            let before = |x: Binding, [row, _]: [u32; 2]| u64::from(here.start) * u64::from(row) * x.element_bytes();
+            let bindings = [
+                strided(q, q_stride, band.heads.clone(), 0..p.q_len, p.head_dim),
+                strided(k, k_stride, kv_heads.clone(), here.clone(), p.head_dim),
+                strided(v, v_stride, kv_heads.clone(), here.clone(), p.head_dim),
+                scratch(&sums, 4),
+                scratch(&stats, 2),
+            ];
+            let behind = [(1, before(k, k_stride)), (2, before(v, v_stride))];
+            let groups = fold(u64::from(n_kv_heads) * u64::from(count) * u64::from(row_groups));
+            b.dispatch_behind(&splitting(traits, head_dim, tile), &part, &bindings, &behind, groups)?;
+        }
         let merge = DecodeMerge {
             heads,
             q_len: p.q_len,

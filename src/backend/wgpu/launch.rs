@@ -11,6 +11,40 @@ params! {
         quads: u32,
     }
 
+    /// Keys and values of columns in their order, for some heads.
+    GatherColumns {
+        /// Heads of this dispatch.
+        heads: u32,
+        /// Query heads per KV head.
+        group_size: u32,
+        /// The first head's place among those of its KV head.
+        head_in_group: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Keys.
+        kv_len: u32,
+        /// Columns of a head, padding included.
+        width: u32,
+        /// Distance between keys.
+        k_row_stride: u32,
+        /// Distance between KV heads of `k`.
+        k_head_stride: u32,
+        /// Distance between values.
+        v_row_stride: u32,
+        /// Distance between KV heads of `v`.
+        v_head_stride: u32,
+    }
+
+    /// Columns moved into some keys.
+    ClampColumns {
+        /// Columns of all heads, padding included.
+        count: u32,
+        /// First key.
+        key_start: u32,
+        /// Behind the last key.
+        key_end: u32,
+    }
+
     /// `attention` for some heads and rows.
     AttentionBand {
         /// Heads of this dispatch.
@@ -75,6 +109,10 @@ params! {
         first_position: u32,
         /// Spans of keys, one workgroup each.
         spans: u32,
+        /// First span of this dispatch.
+        span_first: u32,
+        /// Spans of this dispatch.
+        span_count: u32,
         /// Softmax scale.
         scale: f32,
         /// Distance between queries.
@@ -111,6 +149,10 @@ params! {
         splits: u32,
         /// Keys of a split.
         split_keys: u32,
+        /// First split of this dispatch.
+        split_first: u32,
+        /// Splits of this dispatch.
+        split_count: u32,
         /// Softmax scale.
         scale: f32,
         /// Distance between queries.
@@ -157,6 +199,8 @@ params! {
         n_heads: u32,
         /// Vectors of a head.
         head_dim: u32,
+        /// Vectors between heads.
+        head_stride: u32,
         /// Vectors between queries.
         row_stride: u32,
     }

@@ -21,15 +21,15 @@ macro_rules! sources {
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
     "add" "append_kv" "attention" "attention_coop" "attention_rows" "build_index_dense" "build_index_keep"
-    "build_index_place" "build_index_rows" "cast" "clip_index_keep" "clip_index_rows" "coop_layout" "count_by_mass"
-    "decode_attention" "decode_attention_merge" "embed" "expand" "group_offsets" "matmul" "matmul_coop" "matvec"
+    "build_index_place" "build_index_rows" "cast" "clamp_columns" "clip_index_keep" "clip_index_rows" "coop_layout" "count_by_mass"
+    "decode_attention" "decode_attention_merge" "embed" "expand" "gather_columns" "group_offsets" "matmul" "matmul_coop" "matvec"
     "merge_attention" "pack_kv" "pool_blocks" "rms_norm" "rope" "score_blocks" "score_last_queries_merge"
     "score_last_queries_rows" "score_last_queries_sums" "select_blocks" "select_top_k" "select_weighed_blocks"
     "settle_heads" "silu_mul" "unpack_kv" "weigh_blocks");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar" "coop_tiles_vec4" "coop_walk" "dot_tile"
+    "columns_compact" "columns_direct" "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar" "coop_tiles_vec4" "coop_walk" "dot_tile"
     "eight_f16" "eight_words" "input8_vec4" "input8_wide" "input8_words" "input_scalar" "input_vec4" "invocation"
     "invocation_subgroup" "lanes_1" "lanes_4" "last_tile_dot" "last_tile_rows" "mass" "matmul_out"
     "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32" "packed" "packed_q4_0" "packed_q4_k" "packed_q6_k"
@@ -38,6 +38,23 @@ const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
     "team_workgroup" "tile_order" "unpack_early" "unpack_late" "unpack_none" "weight8_vec4" "weight8_wide"
     "weight8_words" "weight_bf16" "weight_f16_packed"
     "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
+
+/// A number that changes with any shader (64-bit FNV-1a).
+pub(super) fn sources_hash() -> u64 {
+    let all = KERNELS.iter().chain(FRAGMENTS);
+    all.fold(FNV_BASIS, |hash, (stem, text)| fnv_on(fnv_on(hash, stem.as_bytes()), text.as_bytes()))
+}
+
+const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// 64-bit FNV-1a: the same in every build.
+pub(super) fn fnv(bytes: &[u8]) -> u64 {
+    fnv_on(FNV_BASIS, bytes)
+}
+
+fn fnv_on(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
 
 /// Stems of all kernels that can be linked.
 pub fn kernels() -> impl Iterator<Item = &'static str> {

@@ -6,9 +6,12 @@ use super::context::lock;
 use super::launch::ExpandParams;
 use super::link::Specialisation;
 use super::queue::fold;
+use super::tune::{Candidate, ProductSize, Subject, Trial, values};
 use super::{Traits, Wgpu};
 use crate::backend::params::MatmulParams;
 use crate::backend::{Slice, SliceMut};
+use crate::tensor::decode_f32;
+use crate::weights::random_blocks;
 use crate::{DType, Error, Result};
 
 /// Up to so many rows the weights are better read once a row: `matvec` is bound by memory, and a tile would be mostly empty.
@@ -124,6 +127,8 @@ const TILES: &[Tile] = tiles! {
     "64x256x32x1": 16, [4, 4], [1, 4], 32, 1, Vectors;
     "64x128x32x2": 16, [4, 4], [1, 2], 32, 2, Vectors;
     "64x64x64x2": 16, [2, 2], [2, 2], 64, 2, Vectors;
+    "64x128x64x1u": 16, [2, 4], [2, 2], 64, 1, Words;
+    "64x64x64x1u": 16, [2, 2], [2, 2], 64, 1, Words;
     "64x64x16x2": 8, [4, 4], [2, 2], 16, 2, Vectors;
     "64x64x32x1": 8, [4, 4], [2, 2], 32, 1, Vectors;
     "64x64x16x2u": 8, [4, 4], [2, 2], 16, 2, Words;
@@ -337,14 +342,164 @@ pub(super) fn matmul(
     let (x, w, out) = (Binding::from(x), Binding::from(w), Binding::from(out));
     let bias = bias.map(Binding::from);
     Wgpu::check_packed("matmul", &w)?;
-    if w.dtype.is_quantized() && p.m >= EXPAND_ROWS && b.context.traits.f16() && lock(&b.matmul_tile).is_none() {
+    let form = product_form(b, w.dtype, p, true);
+    let packed = w.dtype.is_quantized() && p.m >= EXPAND_ROWS && b.context.traits.f16();
+    if packed && lock(&b.matmul_tile).is_none() && form.as_deref().is_none_or(|form| form == EXPAND) {
         return expanded(b, p, [x, w], bias, out);
     }
-    bands(b, p, [x, w], bias, out)
+    bands(b, p, [x, w], bias, out, form.as_deref())
+}
+
+/// The form's name for unpacking weights first.
+const EXPAND: &str = "expand";
+/// Names of tiles in registers, by rows.
+const REGISTERS: [(&str, u32); 2] = [("registers64", 4), ("registers128", 8)];
+
+impl ProductSize {
+    fn of(p: &MatmulParams) -> Self {
+        match p.m.div_ceil(128) * p.n.div_ceil(128) {
+            _ if p.m <= 128 => Self::FewRows,
+            groups if groups < ENOUGH_GROUPS => Self::Small,
+            _ => Self::Large,
+        }
+    }
+}
+
+/// Multiplications of a product of each [`ProductSize`] from which on it pays to try forms.
+const WORTH_TRYING: [u64; 3] = [1 << 28, 1 << 30, 1 << 31];
+
+/// The form tried for such products, if one was.
+fn product_form(b: &Wgpu, weights: DType, p: &MatmulParams, try_now: bool) -> Option<String> {
+    if p.m <= MATVEC_ROWS || lock(&b.matmul_tile).is_some() {
+        return None;
+    }
+    let size = ProductSize::of(p);
+    let subject = Subject::Product { weights, size };
+    let elements = u64::from(p.m) * u64::from(p.n) * u64::from(p.k);
+    if try_now && elements >= WORTH_TRYING[size as usize] {
+        return tried(b, subject);
+    }
+    b.context.tuner.chosen(subject)
+}
+
+fn tried(b: &Wgpu, subject: Subject) -> Option<String> {
+    let Subject::Product { weights, size } = subject else { return None };
+    b.form_of(subject, || candidates(&b.context.traits, weights, size), |b, scale| trial(b, weights, size, scale))
+}
+
+/// The forms worth trying, the one that runs otherwise first.
+fn candidates(traits: &Traits, weights: DType, size: ProductSize) -> Vec<Candidate> {
+    let out = DType::F32;
+    let w_lanes = if weights.is_quantized() { 1 } else { 4 };
+    let operands = Operands { w: weights, x_lanes: 4, w_lanes, bias: false, out };
+    let registers = |name: &str| {
+        let rows = REGISTERS.iter().find(|(known, _)| *known == name).map_or(8, |(_, rows)| *rows);
+        Candidate { name: name.to_owned(), specialisations: vec![operands.tiled(traits, rows)] }
+    };
+    let cooperative = |tile: &Tile| Candidate {
+        name: tile.name.to_owned(),
+        specialisations: vec![operands.cooperative(traits, tile, 4)],
+    };
+    let all = || Tile::all(traits, weights);
+    if all().next().is_none() {
+        let mut list: Vec<_> = REGISTERS.iter().map(|(name, _)| registers(name)).collect();
+        if size != ProductSize::FewRows {
+            list.reverse();
+            if weights.is_quantized() && traits.f16() && size == ProductSize::Large {
+                let specialisations = vec![expansion(traits, weights)];
+                list.insert(0, Candidate { name: EXPAND.to_owned(), specialisations });
+            }
+        }
+        return list;
+    }
+    if size != ProductSize::Large {
+        // The smallest, one of which runs otherwise, the first of the large ones, and no matrices at all.
+        let mut tiles: Vec<_> = all().collect();
+        let first = tiles.first().copied();
+        tiles.sort_by_key(|tile| tile.rows() * tile.columns());
+        tiles.truncate(5);
+        tiles.extend(first.filter(|first| !tiles.contains(first)));
+        return tiles.into_iter().map(cooperative).chain([registers(REGISTERS[0].0)]).collect();
+    }
+    let expand = weights
+        .is_quantized()
+        .then(|| Candidate { name: EXPAND.to_owned(), specialisations: vec![expansion(traits, weights)] });
+    let most = if weights.is_quantized() { 3 } else { 4 };
+    expand.into_iter().chain(all().take(most).map(cooperative)).collect()
+}
+
+/// A product of about the size that a layer has.
+struct ProductTrial {
+    p: MatmulParams,
+    weights: DType,
+    /// x, w, out.
+    buffers: [super::Buffer; 3],
+}
+
+impl Trial for ProductTrial {
+    fn launch(&self, b: &Wgpu, form: &str) -> Result<()> {
+        let binding = |i: usize, dtype| {
+            let buffer: &super::Buffer = &self.buffers[i];
+            Binding { buffer, byte_offset: 0, byte_len: buffer.len, dtype, lanes: 1 }
+        };
+        let operands = [binding(0, b.context.traits.activation()), binding(1, self.weights)];
+        match form == EXPAND {
+            true => expanded(b, &self.p, operands, None, binding(2, DType::F32)),
+            false => bands(b, &self.p, operands, None, binding(2, DType::F32), Some(form)),
+        }
+    }
+
+    fn results(&self, b: &Wgpu) -> Result<Vec<f32>> {
+        let out = &self.buffers[2];
+        decode_f32(DType::F32, &b.download_bytes(out, 0..out.len.min(4 << 20) as usize)?)
+    }
+}
+
+fn trial(b: &Wgpu, weights: DType, size: ProductSize, scale: usize) -> Result<Box<dyn Trial>> {
+    let [m, n, k] = match size {
+        ProductSize::FewRows => [[64, 512, 512], [64, 2048, 2048], [64, 4096, 14336]][scale],
+        ProductSize::Small => [[256, 512, 512], [512, 1024, 1024], [1024, 1536, 2048]][scale],
+        ProductSize::Large => [[256, 512, 512], [512, 1536, 1536], [2048, 4096, 4096]][scale],
+    };
+    let w = match weights.is_quantized() {
+        // 16 rows over and over.
+        true => random_blocks(weights, 16 * k, 2, 1.0 / (k as f32).sqrt())?.repeat(n / 16),
+        false => values(weights, n * k, 2)?,
+    };
+    let buffers = [
+        b.upload_unaccounted(&values(b.context.traits.activation(), m * k, 1)?)?,
+        b.upload_unaccounted(&w)?,
+        b.upload_unaccounted(&vec![0; 4 * m * n])?,
+    ];
+    let [m, n, k] = [m, n, k].map(|x| x as u32);
+    let p = MatmulParams { m, n, k, x_stride: k, out_stride: n, accumulate: 0 };
+    Ok(Box::new(ProductTrial { p, weights, buffers }))
+}
+
+/// What runs products here, for people: those with f16 weights, tried now, and what else was tried.
+pub(super) fn choices(b: &Wgpu) -> String {
+    if let Some(tile) = *lock(&b.matmul_tile) {
+        return tile.to_owned();
+    }
+    let subject = Subject::Product { weights: DType::F16, size: ProductSize::Large };
+    let first = Tile::all(&b.context.traits, DType::F16).next().map_or(REGISTERS[1].0, |tile| tile.name);
+    let first = tried(b, subject).unwrap_or(first.to_owned());
+    let others = b.context.tuner.choices().into_iter().filter_map(|(what, choice)| {
+        let what = what.strip_prefix("product-").filter(|what| *what != "f16-large")?;
+        Some(format!(", {what} {}", choice.form))
+    });
+    format!("f16-large {first}{}", others.collect::<String>())
 }
 
 /// A product in parts whose operands can be bound whole.
-fn bands(b: &Wgpu, p: &MatmulParams, [x, w]: [Binding; 2], bias: Option<Binding>, out: Binding) -> Result<()> {
+fn bands(
+    b: &Wgpu,
+    p: &MatmulParams,
+    [x, w]: [Binding; 2],
+    bias: Option<Binding>,
+    out: Binding,
+    form: Option<&str>,
+) -> Result<()> {
     let x_row = u64::from(p.x_stride) * x.element_bytes();
     let w_row = w.dtype.bytes(p.k as usize) as u64;
     let out_row = u64::from(p.out_stride) * out.element_bytes();
@@ -363,7 +518,7 @@ fn bands(b: &Wgpu, p: &MatmulParams, [x, w]: [Binding; 2], bias: Option<Binding>
         for (row, m) in b.row_bands(p.m, x_row.max(out_row)) {
             let band = MatmulParams { m: m as u32, n: n as u32, ..*p };
             let bindings = [x.rows(row, m, x_row), w, bias.unwrap_or(b.placeholder()), out.rows(row, m, out_row)];
-            launch(b, &band, &operands, bindings)?;
+            launch(b, &band, &operands, bindings, form)?;
         }
     }
     Ok(())
@@ -385,6 +540,7 @@ fn expanded(b: &Wgpu, p: &MatmulParams, [x, w]: [Binding; 2], bias: Option<Bindi
     }
     let Some(buffer) = &*scratch else { return Ok(()) };
     let specialisation = expansion(&b.context.traits, w.dtype);
+    let form = product_form(b, DType::F16, p, false);
     for column in (0..u64::from(p.n)).step_by(most as usize) {
         let n = most.min(u64::from(p.n) - column);
         let f16 = Binding { buffer, byte_offset: 0, byte_len: n * f16_row, dtype: DType::F16, lanes: 4 };
@@ -394,16 +550,17 @@ fn expanded(b: &Wgpu, p: &MatmulParams, [x, w]: [Binding; 2], bias: Option<Bindi
         let skip = column * out.element_bytes();
         let bias = bias.map(|bias| bias.part(4 * column, 4 * n));
         let part = MatmulParams { n: n as u32, ..*p };
-        bands(b, &part, [x, f16.with_lanes(1)], bias, out.part(skip, out.byte_len - skip))?;
+        let out = out.part(skip, out.byte_len - skip);
+        bands(b, &part, [x, f16.with_lanes(1)], bias, out, form.as_deref())?;
     }
     Ok(())
 }
 
 /// One product whose operands can be bound whole.
-fn launch(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: [Binding; 4]) -> Result<()> {
+fn launch(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: [Binding; 4], form: Option<&str>) -> Result<()> {
     let traits = &b.context.traits;
     if p.m > MATVEC_ROWS
-        && let Some(tile) = cooperative_tile(b, p, operands, &bindings)
+        && let Some(tile) = cooperative_tile(b, p, operands, &bindings, form)
     {
         let [x, w, bias, out] = bindings;
         let out_lanes = lanes(&[out], &[p.n, p.out_stride]);
@@ -420,14 +577,24 @@ fn launch(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: [Binding; 4
         let groups = u64::from(p.n.div_ceil(columns)) * u64::from(p.m);
         return b.dispatch(&operands.matvec(traits), p, &bindings, fold(groups));
     }
-    let rows = if p.m <= 64 { 4 } else { 8 };
+    let told = REGISTERS.iter().find(|(name, _)| Some(*name) == form);
+    let rows = told.map_or(if p.m <= 64 { 4 } else { 8 }, |(_, rows)| *rows);
     let tiles = u64::from(p.n.div_ceil(BLOCK_N)) * u64::from(p.m.div_ceil(16 * rows));
     b.dispatch(&operands.tiled(traits, rows), p, &bindings, fold(tiles))
 }
 
 /// The tile for a product on cooperative matrices, where the device has them and the operands allow it.
-fn cooperative_tile(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: &[Binding; 4]) -> Option<&'static Tile> {
+fn cooperative_tile(
+    b: &Wgpu,
+    p: &MatmulParams,
+    operands: &Operands,
+    bindings: &[Binding; 4],
+    form: Option<&str>,
+) -> Option<&'static Tile> {
     let packed = operands.w.is_quantized();
+    if REGISTERS.iter().any(|(name, _)| Some(*name) == form) {
+        return None;
+    }
     let aligned = |operand: &Binding| operand.start().is_multiple_of(16);
     if !aligned(&bindings[0]) || !(packed || aligned(&bindings[1])) || !p.x_stride.is_multiple_of(8) {
         return None;
@@ -442,6 +609,10 @@ fn cooperative_tile(b: &Wgpu, p: &MatmulParams, operands: &Operands, bindings: &
     // The first shape that gives every processor of a large device something to do, or the smallest one.
     let groups = |tile: &&Tile| p.m.div_ceil(tile.rows()) * p.n.div_ceil(tile.columns());
     let tiles = || all().filter(usable);
+    let told = tiles().find(|tile| Some(tile.name) == form);
+    if let Some(tile) = told.filter(|tile| ProductSize::of(p) != ProductSize::Large || groups(tile) >= ENOUGH_GROUPS) {
+        return Some(tile);
+    }
     tiles()
         .find(|tile| groups(tile) >= ENOUGH_GROUPS)
         .or_else(|| tiles().min_by_key(|tile| tile.rows() * tile.columns()))

@@ -232,6 +232,19 @@ impl Wgpu {
         bindings: &[Binding],
         groups: [u32; 3],
     ) -> Result<()> {
+        self.dispatch_behind(specialisation, params, bindings, &[], groups)
+    }
+
+    /// The same where some bindings (index, bytes) begin so far behind the place from which the kernel counts, and it
+    /// reads nothing before them: the places that it is told are below zero then, and sums with them wrap to what is bound.
+    pub(super) fn dispatch_behind(
+        &self,
+        specialisation: &Specialisation,
+        params: &impl bytemuck::Pod,
+        bindings: &[Binding],
+        behind: &[(usize, u64)],
+        groups: [u32; 3],
+    ) -> Result<()> {
         if groups.contains(&0) {
             return Ok(());
         }
@@ -239,6 +252,9 @@ impl Wgpu {
         let mut bound = Vec::with_capacity(bindings.len());
         for (index, binding) in bindings.iter().enumerate() {
             let (part, at) = self.bind(specialisation, index, binding)?;
+            let before: u64 =
+                behind.iter().filter(|(of, _)| *of == index).map(|(_, bytes)| bytes / binding.unit()).sum();
+            let at = at.wrapping_sub(before as u32);
             bound.push(part);
             immediates.extend_from_slice(&at.to_ne_bytes());
         }
@@ -306,6 +322,13 @@ impl Wgpu {
         if recorder.staged_bytes >= FLUSH_BYTES { recorder.submit(&self.context) } else { Ok(()) }
     }
 
+    /// Like [`Wgpu::upload_bytes`], off the account: for the backend's own purposes.
+    pub(super) fn upload_unaccounted(&self, bytes: &[u8]) -> Result<Buffer> {
+        let raw = self.context.create_buffer(bytes.len(), true)?;
+        self.context.guarded("an upload", || fill(&raw, bytes))??;
+        Ok(Buffer::unaccounted(raw, bytes.len() as u64))
+    }
+
     pub(super) fn upload_bytes(&self, bytes: &[u8]) -> Result<Buffer> {
         let buffer = self.create_buffer(bytes.len(), true)?;
         self.context.guarded("an upload", || fill(&buffer.raw, bytes))??;
@@ -360,6 +383,15 @@ impl Wgpu {
         let done = call().and_then(|()| self.submit());
         let times = lock(&self.recorder).times.take();
         done.map(|()| times.unwrap_or_default())
+    }
+
+    /// Device time of all launches that were handed over since the last call; the first one begins to keep it.
+    pub(super) fn take_seconds(&self) -> Option<f64> {
+        if !self.context.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return None;
+        }
+        let times = lock(&self.recorder).times.replace(Vec::new());
+        times.map(|times| times.iter().map(|(_, seconds)| seconds).sum())
     }
 
     pub(super) fn wait(&self) -> Result<()> {

@@ -90,8 +90,17 @@ pub(super) fn score_last_queries(
     // All the last queries in every band.
     q_extent.one += u64::from(p.last_q - 1) * q_extent.row;
     q_extent.row = 0;
+    // Where a KV head is longer than a binding, its spans go in several dispatches. Each needs one tile of keys before its own.
+    let span_keys = 64 * SPAN_TILES;
+    let most_keys = b.keys_bound(&[(k, k_stride[0])], p.head_dim, 64).saturating_sub(64) / span_keys * span_keys;
+    let at_once = if b.keys_bound(&[(k, k_stride[0])], p.head_dim, 64) >= p.kv_len {
+        spans
+    } else {
+        (most_keys / span_keys).max(1)
+    };
+    let bound = p.kv_len.min(at_once * span_keys + 64);
     let extents =
-        [q_extent, strided_extent(k, k_stride, p.head_dim, Some(p.kv_len)), by_head(partial_head), by_head(score_head)];
+        [q_extent, strided_extent(k, k_stride, p.head_dim, Some(bound)), by_head(partial_head), by_head(score_head)];
     let head_dim = kernel_head_dim(p.head_dim);
     let by_rows = head_dim <= MAX_ROWS_HEAD_DIM && eighths(&[q, k], &[q_stride, k_stride]) && b.has_rows();
     let form = if by_rows { Form::Rows } else { Form::Dot };
@@ -103,7 +112,6 @@ pub(super) fn score_last_queries(
         let pairs = |buffer| Binding { buffer, byte_offset: 0, byte_len: buffer.len, dtype: DType::F32, lanes: 2 };
         let plan = parts(plan, &heads, size_of::<HeadPlan>() as u64);
         let q = strided(q, q_stride, heads.clone(), queries.clone(), p.head_dim);
-        let k = strided(k, k_stride, band.kv_heads(group), 0..p.kv_len, p.head_dim);
         let part = LastQueriesBand {
             heads: n,
             group_size: group,
@@ -113,21 +121,36 @@ pub(super) fn score_last_queries(
             last_q: p.last_q,
             first_position: p.q_start + queries.start,
             spans,
+            span_first: 0,
+            span_count: spans,
             scale: p.scale,
             q_row_stride: p.q_row_stride,
             q_head_stride: p.q_head_stride,
             k_row_stride: p.k_row_stride,
             k_head_stride: p.k_head_stride,
         };
-        let groups = fold(u64::from(n) * u64::from(spans));
         let traits = &b.context.traits;
-        let rows = products(traits, "score_last_queries_rows", head_dim, form);
-        b.dispatch(&rows, &part, &[plan, q, k, pairs(&partial)], groups)?;
+        // A pass over all spans, as many at a time as can be bound.
+        let pass = |kernel, behind_k: &[Binding]| -> Result<()> {
+            let specialisation = products(traits, kernel, head_dim, form);
+            for first in (0..spans).step_by(at_once as usize) {
+                let count = at_once.min(spans - first);
+                let start = (first * span_keys).saturating_sub(64);
+                let keys = start..p.kv_len.min((first + count) * span_keys);
+                let part = LastQueriesBand { span_first: first, span_count: count, ..part };
+                let k = strided(k, k_stride, band.kv_heads(group), keys, p.head_dim);
+                let bindings: Vec<_> = [plan, q, k].into_iter().chain(behind_k.iter().copied()).collect();
+                let before = u64::from(start) * u64::from(p.k_row_stride) * k.element_bytes();
+                let groups = fold(u64::from(n) * u64::from(count));
+                b.dispatch_behind(&specialisation, &part, &bindings, &[(2, before)], groups)?;
+            }
+            Ok(())
+        };
+        pass("score_last_queries_rows", &[pairs(&partial)])?;
         let merged = [plan, pairs(&partial), pairs(&stats)];
         b.dispatch(&merge(traits), &LastQueriesMerge { heads: n, spans }, &merged, fold(u64::from(n)))?;
-        let sums = products(traits, "score_last_queries_sums", head_dim, form);
         let scores = [parts(column_score, &heads, score_head), parts(offset_score, &heads, score_head)];
-        b.dispatch(&sums, &part, &[plan, q, k, pairs(&stats), scores[0], scores[1]], groups)?;
+        pass("score_last_queries_sums", &[pairs(&stats), scores[0], scores[1]])?;
     }
     Ok(())
 }
