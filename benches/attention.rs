@@ -35,7 +35,7 @@ impl Bench for Attention {
 }
 
 fn attention(c: &mut Criterion) {
-    run(c, "attention", &[4096], &[16384, 32768], &Attention);
+    run(c, "attention", &[4096], &[8192, 32768, 131072], &Attention);
 }
 
 criterion_group!(benches, attention);

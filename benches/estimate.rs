@@ -36,7 +36,7 @@ impl Bench for Estimate {
 }
 
 fn estimation(c: &mut Criterion) {
-    run(c, "estimate", &[4096], &[32768], &Estimate);
+    run(c, "estimate", &[4096], &[8192, 32768, 131072], &Estimate);
 }
 
 criterion_group!(benches, estimation);

@@ -26,7 +26,7 @@ impl Bench for Index {
 }
 
 fn index(c: &mut Criterion) {
-    run(c, "index", &[4096], &[32768, 131072], &Index);
+    run(c, "index", &[4096], &[8192, 32768, 131072], &Index);
 }
 
 criterion_group!(benches, index);

@@ -32,7 +32,7 @@ impl Bench for Matmul {
 }
 
 fn matmul(c: &mut Criterion) {
-    run(c, "matmul", &[1, 256], &[4096], &Matmul);
+    run(c, "matmul", &[1, 256], &[4096, 8192, 32768, 131072], &Matmul);
 }
 
 criterion_group!(benches, matmul);

@@ -53,7 +53,7 @@ impl Bench for Prefill {
 }
 
 fn prefill(c: &mut Criterion) {
-    run(c, "prefill", &[2048], &[8192, 32768], &Prefill);
+    run(c, "prefill", &[2048], &[8192, 32768, 131072], &Prefill);
 }
 
 criterion_group!(benches, prefill);

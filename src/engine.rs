@@ -24,7 +24,9 @@ use crate::attention::Computed;
 use crate::backend::Backend;
 use crate::backend::params::BLOCK;
 use crate::estimate::EXACT;
-use crate::model::{AttentionCall, Chunk, Decoder, DecoderConfig, KvCache, KvPlace, KvType, Model, Watch, Workspace};
+use crate::model::{
+    AttentionCall, Chunk, Decoder, DecoderConfig, KvCache, KvPlace, KvType, Model, Step, Watch, Workspace,
+};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::sample::{self, Sampler};
 use crate::tensor::View;
@@ -144,6 +146,7 @@ pub struct Engine<B: Backend> {
     options: EngineOptions,
     cache: Option<KvCache<B>>,
     workspace: Option<Workspace<B>>,
+    step: Step<B>,
     /// Every token in the cache, and how the last prompt attended: LongRoPE may have to start anew in mid-answer.
     ids: Vec<u32>,
     mode: AttentionMode,
@@ -176,6 +179,7 @@ impl<B: Backend> Engine<B> {
             options,
             cache: None,
             workspace: None,
+            step: Step::First,
             ids: Vec::new(),
             mode,
             rotated_for: 0,
@@ -200,6 +204,11 @@ impl<B: Backend> Engine<B> {
     /// How it works.
     pub fn options(&self) -> &EngineOptions {
         &self.options
+    }
+
+    /// Whether decoding steps are recorded and replayed as one ([`Backend::record`]).
+    pub fn replays(&self) -> bool {
+        matches!(self.step, Step::Recorded { .. })
     }
 
     /// Every token in the cache.
@@ -329,8 +338,7 @@ impl<B: Backend> Engine<B> {
             return Err(Error::invalid(what));
         }
         let chunk = Chunk { ids: &[id], mode: None, sequence, from_row: 0, dense_above: EXACT };
-        self.decoder.forward(&self.backend, chunk, cache, workspace, &mut ())?;
-        let logits = self.decoder.logits(&self.backend, workspace, 0..1)?.to_f32(&self.backend)?;
+        let logits = self.decoder.step(&self.backend, chunk, cache, workspace, &mut self.step)?;
         self.ids.push(id);
         self.rotated_for = sequence;
         sample::check(&logits)?;
@@ -543,7 +551,7 @@ impl<B: Backend> Engine<B> {
         }
         plan.check()?;
         if plan.capacity > made {
-            self.cache = None;
+            (self.step, self.cache) = (Step::First, None);
             self.cache = Some(KvCache::new(
                 &self.backend,
                 &self.model.config,
@@ -554,7 +562,7 @@ impl<B: Backend> Engine<B> {
         }
         let rows = if self.options.chunk == 0 { tokens } else { tokens.min(self.options.chunk) };
         if self.workspace.as_ref().is_none_or(|w| w.rows() < rows) {
-            self.workspace = None;
+            (self.step, self.workspace) = (Step::First, None);
             self.workspace = Some(Workspace::new(&self.backend, &self.model.config, rows)?);
         }
         Ok(())

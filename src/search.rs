@@ -589,7 +589,7 @@ mod tests {
 
     #[test]
     fn judged_rows_reach_from_the_first_to_the_last() {
-        assert_eq!(judged_rows(100), [0..100]);
+        assert_eq!(judged_rows(100), std::slice::from_ref(&(0..100)));
         for rows in [JUDGED_ROWS + 1, 16384, 30001] {
             let judged = judged_rows(rows);
             assert_eq!((judged.len(), judged[0].start, judged[judged.len() - 1].end), (JUDGED_ROWS / BLOCK, 0, rows));

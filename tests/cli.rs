@@ -489,6 +489,9 @@ fn bad_usage_is_one_line_with_status_2() {
     refused(&["run", "--model", "needle", "--prompt", "x", "--temperature", "-2"], &["-2"]);
     refused(&["run", "--model", "needle", "--prompt", "x", "--chunk", "100"], &["chunk", "64", "100"]);
     refused(&["run", "--model", "needle", "--prompt", "x", "--kv", "none"], &["--kv none", "64"]);
+    refused(&["run", "--model", "needle", "--prompt", "x", "--dtype", "q8_0"], &["--dtype", "\"q8_0\"", "bf16"]);
+    let cpu = ["run", "--model", "needle", "--prompt", "x", "--device", "cpu", "--dtype"];
+    refused(&[&cpu[..], &["bf16"]].concat(), &["--dtype bf16", "cpu", "f32"]);
 }
 
 #[test]
@@ -825,6 +828,10 @@ fn bench_prefill_times_random_weights_behind_a_cached_context() {
     assert_eq!(rows.len(), 2, "{value}");
     assert_eq!(rows[1]["pattern"], "vertical_slash:16:64 (bands)");
     assert!(rows[1]["density"].as_f64().unwrap() < 0.9 && rows[0]["density"] == json!(1.0), "{value}");
+    let structured = json_of(&args.map(|arg| if arg == "bands" { "structured" } else { arg }));
+    let row = &structured["rows"][1];
+    assert_eq!(row["pattern"], "vertical_slash:16:64 (structured)");
+    assert!(row["density"].as_f64().unwrap() < 0.9, "{structured}");
     assert_eq!((&rows[0]["depth"], &rows[0]["dtype"]), (&json!(192), &json!("q8_0")));
     assert!(
         rows.iter().all(|r| r["tokens_per_s"].as_f64().unwrap() > 0.0 && r["peak_device_bytes"].as_u64() > Some(0))

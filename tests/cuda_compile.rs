@@ -48,8 +48,9 @@ fn attention_sm90a(head_dim: usize, bf16: u32, out: &str) -> Case {
 fn cases(arch: &str, limit: usize) -> Vec<Case> {
     let bf16: &dyn ToString = &1;
     let mut all = vec![
-        case(kernels::ROPE.with(&[("BF16", bf16)])),
-        case(kernels::ROPE.with(&[("BF16", &0)])),
+        case(kernels::ROPE.with(&[("BF16", bf16), ("VECTOR", &8)])),
+        case(kernels::ROPE.with(&[("BF16", &0), ("VECTOR", &1)])),
+        case(kernels::PACK_KV.with(&[("BF16", bf16)])),
         case(kernels::SILU_MUL.with(&[("BF16", bf16), ("VECTOR", &8)])),
         case(kernels::SILU_MUL.with(&[("BF16", bf16), ("VECTOR", &1)])),
         case(kernels::APPEND_KV.with(&[("BF16", bf16)])),
@@ -72,7 +73,10 @@ fn cases(arch: &str, limit: usize) -> Vec<Case> {
     for out in ["float", "act"] {
         all.push(case(kernels::ADD.with(&[("BF16", bf16), ("X", &out)])));
         all.push(case(kernels::ADD_BIAS.with(&[("BF16", bf16), ("OUT", &out)])));
-        all.push(case(kernels::RMS_NORM.with(&[("BF16", bf16), ("X", &"float"), ("OUT", &out)])));
+        for (vector, x) in [(4, "float"), (1, "float"), (4, "act")] {
+            let defines: [(&str, &dyn ToString); 4] = [("BF16", bf16), ("VECTOR", &vector), ("X", &x), ("OUT", &out)];
+            all.push(case(kernels::RMS_NORM.with(&defines)));
+        }
         all.extend([0, 1, 2].map(|from| case(kernels::CAST.with(&[("BF16", bf16), ("FROM", &from), ("OUT", &out)]))));
     }
     for weight in 0..10 {

@@ -33,7 +33,9 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 for_each_backend!(conversions, |b| { conversion_cases(b) });
-for_each_backend!(attention, |b| { attention_cases(b) });
+for_each_backend!(attention, |b| { attention_cases(b, b.activation()) });
+// What a device in bf16 is judged by, where there is none.
+for_each_backend!(attention_of_bf16_inputs, only cpu, |b| { attention_cases(b, DType::BF16) });
 for_each_backend!(attention_through_attend, |b| { attend_cases(b) });
 
 /// Every file of cases: the committed part, and where the full set lies, all of it. Both are counted, so that nothing is
@@ -130,9 +132,10 @@ impl Golden {
         shape(self.heads, self.kv_heads, self.n, self.d)
     }
 
-    fn upload<B: Backend>(&self, b: &B, name: &str) -> Tensor<B> {
+    /// q, k or v as a device that stores activations in `stored` holds it.
+    fn upload<B: Backend>(&self, b: &B, name: &str, stored: DType) -> Tensor<B> {
         let heads = if name == "q" { self.heads } else { self.kv_heads };
-        Tensor::activation(b, [heads, self.n, self.d], &self.f32s(name)).unwrap()
+        Tensor::activation(b, [heads, self.n, self.d], &common::rounded(stored, &self.f32s(name))).unwrap()
     }
 }
 
@@ -204,8 +207,8 @@ fn mask_of(n: usize, blocks: &[Vec<i32>], columns: &[Vec<i32>]) -> Vec<bool> {
     mask
 }
 
-fn assert_output<B: Backend>(b: &B, what: &str, got: &[f32], want: &[f32]) {
-    let (rel, max) = match b.activation() {
+fn assert_output(stored: DType, what: &str, got: &[f32], want: &[f32]) {
+    let (rel, max) = match stored {
         DType::F32 => (1e-5, 1e-4),
         DType::F16 => (1e-3, 4e-3),
         _ => (1e-2, 4e-2),
@@ -253,17 +256,19 @@ fn conversion_cases<B: Backend>(b: &B) {
     }
 }
 
-fn attention_cases<B: Backend>(b: &B) {
+/// The files' inputs are f16. Stored in bf16 they are others, whose scores and sets are others too: those are judged by the
+/// CPU twin on what the device holds. Outputs are the files' within the tolerance of that type.
+fn attention_cases<B: Backend>(b: &B, stored: DType) {
     for golden in golden(true) {
         let shape = golden.shape();
-        let [q, k, v] = ["q", "k", "v"].map(|name| golden.upload(b, name));
-        check_vertical_slash_scores(b, &golden, &q, &k);
-        check_block_scores(b, &golden, &q, &k);
+        let [q, k, v] = ["q", "k", "v"].map(|name| golden.upload(b, name, stored));
+        check_vertical_slash_scores(b, &golden, &q, &k, stored);
+        check_block_scores(b, &golden, &q, &k, stored);
 
         let run = |what: &str, patterns: &[HeadPattern], want: &[f32]| {
             let mut out = Tensor::alloc(b, DType::F32, [golden.heads, golden.n, golden.d]).unwrap();
             let computed = attend(b, patterns, &shape, q.view(), k.view(), v.view(), out.view_mut(), None).unwrap();
-            assert_output(b, what, &out.to_f32(b).unwrap(), want);
+            assert_output(stored, what, &out.to_f32(b).unwrap(), want);
             computed.density(b).unwrap()
         };
         if golden.has("dense/out") {
@@ -279,18 +284,21 @@ fn attention_cases<B: Backend>(b: &B) {
             let what = format!("{} {name}", golden.name());
             let want = golden.f32s(&format!("{name}/out"));
             let Some(pattern) = pattern(case) else {
-                check_given_sets(b, &golden, name, [&q, &k, &v], &want);
+                check_given_sets(b, &golden, name, [&q, &k, &v], &want, stored);
                 continue;
             };
             let patterns = vec![pattern; golden.heads];
-            check_chosen(b, &golden, name, &patterns, &q, &k);
+            match stored {
+                DType::BF16 => check_chosen_of_bf16(b, &golden, &patterns, &q, &k),
+                _ => check_chosen(b, &golden, name, &patterns, &q, &k),
+            }
             run(&what, &patterns, &want);
         }
     }
 }
 
-/// Column and offset scores, and the sets that every case of the file takes from them.
-fn check_vertical_slash_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Tensor<B>) {
+/// Column and offset scores `[h, n]`.
+fn vertical_slash_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Tensor<B>) -> [Tensor<B>; 2] {
     let (h, n) = (golden.heads, golden.n);
     let plan = vec![HeadPlan { kind: HeadPlan::VERTICAL_SLASH, a: 1, b: 1, c: 0 }; h];
     let plan = Tensor::from_bytes(b, DType::U32, [h, 4], bytemuck::cast_slice(&plan)).unwrap();
@@ -298,11 +306,25 @@ fn check_vertical_slash_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>
     let mut offsets = Tensor::alloc(b, DType::F32, [h, n]).unwrap();
     let out = (columns.view_mut(), offsets.view_mut());
     ops::score_last_queries(b, &golden.shape(), plan.view(), q.view(), k.view(), out.0, out.1).unwrap();
+    [columns, offsets]
+}
+
+/// Column and offset scores, and the sets that every case of the file takes from them.
+fn check_vertical_slash_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Tensor<B>, stored: DType) {
+    let (h, n) = (golden.heads, golden.n);
+    let [columns, offsets] = vertical_slash_scores(b, golden, q, k);
+    let wanted = match stored {
+        DType::BF16 => {
+            let twin = common::cpu();
+            let [q, k] = ["q", "k"].map(|name| golden.upload(twin, name, stored));
+            vertical_slash_scores(twin, golden, &q, &k).map(|scores| scores.to_f32(twin).unwrap())
+        }
+        _ => ["column", "offset"].map(|name| golden.f32s(&format!("est/{name}_score"))),
+    };
     // A score is a sum of up to 64 probabilities: those far below their mean of 64 / N are noise of the exponential.
     let floor = 1e-3 * n.min(BLOCK) as f32 / n as f32;
-    for (name, got) in [("column_score", &columns), ("offset_score", &offsets)] {
-        let want = golden.f32s(&format!("est/{name}"));
-        assert_scores(&format!("{} {name}", golden.name()), &got.to_f32(b).unwrap(), &want, |_| floor);
+    for ((name, got), want) in [("column_score", &columns), ("offset_score", &offsets)].into_iter().zip(&wanted) {
+        assert_scores(&format!("{} {name}", golden.name()), &got.to_f32(b).unwrap(), want, |_| floor);
     }
     for case in golden.cases.iter().filter(|c| c["kind"] == "vertical_slash") {
         let name = case["name"].as_str().unwrap();
@@ -314,6 +336,11 @@ fn check_vertical_slash_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>
             let mut chosen = Tensor::alloc(b, DType::U32, [h, count]).unwrap();
             ops::select_top_k(b, scores.view(), counts.view(), forced.min(n), chosen.view_mut()).unwrap();
             let mut want = golden.lists(&format!("{name}/{part}"));
+            if stored == DType::BF16 {
+                let best = |row: &[f32]| common::naive::top_k(row, forced.min(n), count);
+                let rows = scores.to_f32(b).unwrap();
+                want = rows.chunks(n).map(|row| best(row).into_iter().map(|i| i as i32).collect()).collect();
+            }
             want.iter_mut().for_each(|list| list.sort_unstable());
             let got: Vec<i32> = chosen.to_u32(b).unwrap().iter().map(|&i| i as i32).collect();
             assert_eq!(got, want.concat(), "{} {name} {part}", golden.name());
@@ -322,7 +349,26 @@ fn check_vertical_slash_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>
 }
 
 /// Scores of pooled blocks, -inf above the diagonal.
-fn check_block_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Tensor<B>) {
+fn check_block_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Tensor<B>, stored: DType) {
+    let r = golden.n.div_ceil(BLOCK);
+    let want = match stored {
+        DType::BF16 => {
+            let twin = common::cpu();
+            let [q, k] = ["q", "k"].map(|name| golden.upload(twin, name, stored));
+            block_scores(twin, golden, &q, &k)
+        }
+        _ => golden.f32s("est/block_score"),
+    };
+    // Dot products cancel: they are as exact as the row's largest.
+    let largest = |i: usize| {
+        let row = &want[i / r * r..][..r];
+        row.iter().filter(|s| s.is_finite()).fold(0f32, |most, s| most.max(s.abs()))
+    };
+    assert_scores(&format!("{} block_score", golden.name()), &block_scores(b, golden, q, k), &want, largest);
+}
+
+/// Scores of pooled blocks `[h, r, r]`.
+fn block_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Tensor<B>) -> Vec<f32> {
     let (h, kv, n, d) = (golden.heads, golden.kv_heads, golden.n, golden.d);
     let r = n.div_ceil(BLOCK);
     let plan = vec![HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: 1, b: 0, c: 0 }; h];
@@ -334,13 +380,33 @@ fn check_block_scores<B: Backend>(b: &B, golden: &Golden, q: &Tensor<B>, k: &Ten
     let mut scores = Tensor::alloc(b, DType::F32, [h, r, r]).unwrap();
     let band = BlockBand { q_len: n, start: 0, q_start: 0 };
     ops::score_blocks(b, band, plan.view(), pooled_q.view(), pooled_k.view(), scores.view_mut()).unwrap();
-    let want = golden.f32s("est/block_score");
-    // Dot products cancel: they are as exact as the row's largest.
-    let largest = |i: usize| {
-        let row = &want[i / r * r..][..r];
-        row.iter().filter(|s| s.is_finite()).fold(0f32, |most, s| most.max(s.abs()))
-    };
-    assert_scores(&format!("{} block_score", golden.name()), &scores.to_f32(b).unwrap(), &want, largest);
+    scores.to_f32(b).unwrap()
+}
+
+/// What `estimate` makes of inputs that are not the file's: the index of the sets that were chosen, and as many blocks as
+/// asked for.
+fn check_chosen_of_bf16<B: Backend>(b: &B, golden: &Golden, patterns: &[HeadPattern], q: &Tensor<B>, k: &Tensor<B>) {
+    let (what, shape, n) = (format!("{} {}", golden.name(), patterns[0]), golden.shape(), golden.n);
+    let chosen = estimate::choose(b, patterns, &shape, q.view(), k.view()).unwrap();
+    let host = estimate::estimate(b, patterns, &shape, q.view(), k.view()).unwrap().to_host(b).unwrap();
+    host.validate().unwrap();
+    match patterns[0] {
+        HeadPattern::VerticalSlash { columns, offsets } if effective_counts(n, columns, offsets).1 < n => {
+            let twin = common::cpu();
+            let sets = [chosen.columns(b).unwrap(), chosen.offsets(b).unwrap()];
+            let given = from_sets(twin, &sets[0], &sets[1], &shape).unwrap().to_host(twin).unwrap();
+            for head in 0..golden.heads {
+                assert!(host.to_mask(head) == given.to_mask(head), "{what}: mask of head {head}");
+            }
+        }
+        HeadPattern::BlockSparse { top_k } => {
+            for (head, block) in (0..golden.heads).flat_map(|h| (0..n.div_ceil(BLOCK)).map(move |r| (h, r))) {
+                let keys: usize = host.row(head, block).ranges.iter().map(|r| (r[1] - r[0]) as usize).sum();
+                assert_eq!(keys.div_ceil(BLOCK), top_k.min(block + 1), "{what}: row block {block} of head {head}");
+            }
+        }
+        _ => {}
+    }
 }
 
 /// What `estimate` makes of a case: the golden blocks and columns, or every pair where the planner knows beforehand that
@@ -407,7 +473,14 @@ fn unsigned(lists: Vec<Vec<i32>>) -> Vec<Vec<u32>> {
 }
 
 /// A `vx` case: given sets to index to output.
-fn check_given_sets<B: Backend>(b: &B, golden: &Golden, name: &str, [q, k, v]: [&Tensor<B>; 3], want: &[f32]) {
+fn check_given_sets<B: Backend>(
+    b: &B,
+    golden: &Golden,
+    name: &str,
+    [q, k, v]: [&Tensor<B>; 3],
+    want: &[f32],
+    stored: DType,
+) {
     let what = format!("{} {name}", golden.name());
     let part = |part: &str| golden.lists(&format!("{name}/{part}"));
     let index = from_sets(b, &unsigned(part("v_idx")), &unsigned(part("s_idx")), &golden.shape()).unwrap();
@@ -416,7 +489,7 @@ fn check_given_sets<B: Backend>(b: &B, golden: &Golden, name: &str, [q, k, v]: [
     assert_eq!(host.density(), index.density(b).unwrap(), "{what}: pairs counted on the device");
     let mut out = Tensor::alloc(b, DType::F32, [golden.heads, golden.n, golden.d]).unwrap();
     ops::attention(b, &golden.shape(), q.view(), k.view(), v.view(), &index, out.view_mut(), None).unwrap();
-    assert_output(b, &what, &out.to_f32(b).unwrap(), want);
+    assert_output(stored, &what, &out.to_f32(b).unwrap(), want);
 }
 
 /// The same files as a user gives them to `minference attend`.
@@ -447,7 +520,7 @@ fn attend_cases<B: Backend>(b: &B) {
             let out = tensors.tensor("out").unwrap();
             assert_eq!((out.dtype(), out.shape()), (Dtype::F32, &[golden.heads, golden.n, golden.d][..]));
             let out: Vec<f32> = bytemuck::pod_collect_to_vec(out.data());
-            assert_output(b, &what, &out, &golden.f32s(&format!("{name}/out")));
+            assert_output(b.activation(), &what, &out, &golden.f32s(&format!("{name}/out")));
             let index = HostIndex::load(&index_out).unwrap();
             assert_eq!((index.pairs(), index.density()), (report.pairs, report.density), "{what}");
             let comparison = report.comparison.unwrap();

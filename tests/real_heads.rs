@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Rng, for_each_backend};
+use common::{Rng, for_each_backend, rounded};
 use minference::DType;
 use minference::attention::kept_mass;
 use minference::backend::Backend;
@@ -101,6 +101,12 @@ impl<'a, B: Backend> OnDevice<'a, B> {
 }
 
 impl Head {
+    /// As a device holds it: in bf16, scores of 12,400 move by tens.
+    fn stored(&self, dtype: DType) -> Self {
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| rounded(dtype, x));
+        Self { name: self.name.clone(), q, k, v, ..*self }
+    }
+
     /// Probabilities of one query over some keys, in f64, and the log of their sum.
     fn row(&self, query: usize, keys: &[usize]) -> (Vec<f64>, f64) {
         let d = self.d;
@@ -136,6 +142,7 @@ impl Head {
 
 for_each_backend!(outputs_equal_f64, |b| {
     for (kind, head) in heads().iter().flatten() {
+        let head = &head.stored(b.activation());
         let device = OnDevice::new(b, head);
         // Dense only where scores are largest: on a software adapter it costs as much as all the others together.
         let dense = matches!(kind.as_str(), "bigdot" | "local").then_some("dense");
@@ -145,9 +152,10 @@ for_each_backend!(outputs_equal_f64, |b| {
             assert!(out.iter().all(|x| x.is_finite()), "{} {pattern}", head.name);
             let (error, lse_error) = head.errors(&index.to_host(b).unwrap(), &out, &lse);
             // f16 weights of the softmax alone cost up to 5e-4. In f32, scaled scores reach 12,400 in `bigdot` and 1,084 in
-            // `local`, where the last place of a score is 1e-3 and 1e-4; measured: 2e-5 there, 5e-6 elsewhere.
+            // `local`, where the last place of a score is 1e-3 and 1e-4; measured: 2e-5 there, 5e-6 elsewhere. bf16
+            // weights cost eight times what f16 ones do.
             let bound = match (b.activation(), kind.as_str()) {
-                (DType::BF16, _) => 1e-2,
+                (DType::BF16, _) => 8e-3,
                 (DType::F16, _) => 1e-3,
                 (_, "bigdot" | "local") => 1e-4,
                 _ => 2e-5,
@@ -155,11 +163,7 @@ for_each_backend!(outputs_equal_f64, |b| {
             println!("{} {pattern}: relative L2 {error:.1e}, log-sum-exp {lse_error:.1e}", head.name);
             assert!(error <= bound, "{} {pattern}: relative L2 {error:.2e} of {bound:.0e}", head.name);
             let lse_bound = if kind == "bigdot" { 1e-2 } else { 2e-3 };
-            assert!(
-                b.activation() == DType::BF16 || lse_error <= lse_bound,
-                "{} {pattern}: {lse_error:.2e}",
-                head.name
-            );
+            assert!(lse_error <= lse_bound, "{} {pattern}: {lse_error:.2e}", head.name);
         }
     }
 });

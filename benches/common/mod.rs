@@ -20,62 +20,50 @@ pub trait Bench {
 
 pub type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
-/// The devices, or why they are not there.
-struct Devices {
-    cpu: Cpu,
-    #[cfg(feature = "wgpu")]
-    wgpu: Option<minference::backend::wgpu::Wgpu>,
-    #[cfg(feature = "cuda")]
-    cuda: Option<minference::backend::cuda::Cuda>,
-}
-
-impl Devices {
-    fn open(name: &str) -> Self {
-        let absent = |device: &str, why: &dyn Display| println!("{name}/{device}: not run: {why}");
-        #[cfg(not(feature = "wgpu"))]
-        absent("wgpu", &"built without it");
-        #[cfg(not(feature = "cuda"))]
-        absent("cuda", &"built without it");
-        Self {
-            cpu: Cpu::new(),
-            #[cfg(feature = "wgpu")]
-            wgpu: {
-                use minference::backend::wgpu::{Options, Wgpu};
-                // A software adapter would take minutes to say what the CPU's row says better.
-                match Wgpu::new(None, Options::default()) {
-                    Ok(b) if !b.info().is_cpu => Some(b),
-                    Ok(b) => {
-                        absent("wgpu", &format!("no GPU here, only {}", b.info().name));
-                        None
-                    }
-                    Err(e) => {
-                        absent("wgpu", &e);
-                        None
-                    }
-                }
-            },
-            #[cfg(feature = "cuda")]
-            cuda: minference::backend::cuda::Cuda::new(0, Default::default()).map_err(|e| absent("cuda", &e)).ok(),
-        }
+#[cfg(feature = "wgpu")]
+fn wgpu() -> Result<minference::backend::wgpu::Wgpu, String> {
+    use minference::backend::wgpu::{Options, Wgpu};
+    // A software adapter would take minutes to say what the CPU's row says better.
+    match Wgpu::new(None, Options::default()) {
+        Ok(b) if b.info().is_cpu => Err(format!("no GPU here, only {}", b.info().name)),
+        other => other.map_err(|e| e.to_string()),
     }
 }
 
-/// One group a size: every device on the sizes of `small`, GPUs on those of `large` too. Throughput is in elements of a size.
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<minference::backend::cuda::Cuda, String> {
+    minference::backend::cuda::Cuda::new(0, Default::default()).map_err(|e| e.to_string())
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu() -> Result<Cpu, String> {
+    Err("built without it".to_owned())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Cpu, String> {
+    Err("built without it".to_owned())
+}
+
+/// One group a size: every device on the sizes of `small`, GPUs on those of `large` too. Every group says which devices it
+/// is without, and why. Throughput is in elements of a size.
 pub fn run(c: &mut Criterion, name: &str, small: &[usize], large: &[usize], bench: &impl Bench) {
-    let devices = Devices::open(name);
+    let (cpu, wgpu, cuda) = (Cpu::new(), wgpu(), cuda());
     for (size, with_cpu) in small.iter().map(|n| (*n, true)).chain(large.iter().map(|n| (*n, false))) {
+        let not_run = |device: &str, why: &str| println!("{name}/{size}/*/{device}: not run: {why}");
         let mut group = c.benchmark_group(format!("{name}/{size}"));
         group.sample_size(10).warm_up_time(Duration::from_millis(500)).throughput(Throughput::Elements(size as u64));
-        if with_cpu {
-            bench.rows(&mut group, &devices.cpu, size);
+        match with_cpu {
+            true => bench.rows(&mut group, &cpu, size),
+            false => not_run("cpu", "minutes a row at this size"),
         }
-        #[cfg(feature = "wgpu")]
-        if let Some(b) = &devices.wgpu {
-            bench.rows(&mut group, b, size);
+        match &wgpu {
+            Ok(b) => bench.rows(&mut group, b, size),
+            Err(why) => not_run("wgpu", why),
         }
-        #[cfg(feature = "cuda")]
-        if let Some(b) = &devices.cuda {
-            bench.rows(&mut group, b, size);
+        match &cuda {
+            Ok(b) => bench.rows(&mut group, b, size),
+            Err(why) => not_run("cuda", why),
         }
         group.finish();
     }

@@ -127,6 +127,10 @@ struct Cell {
 impl DeviceTask for NeedleTask<'_> {
     type Output = ();
 
+    fn checkpoint(&self) -> Option<minference::DType> {
+        Some(self.model.dtype())
+    }
+
     fn run<B: Backend>(self, backend: B) -> Result<()> {
         let Self { args, model, modes } = self;
         let console = &args.console;

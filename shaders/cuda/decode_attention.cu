@@ -5,7 +5,8 @@
 //
 // The queries of all heads that share a KV head are rows of one block, ROWS at a time, so that K and V are read once for
 // them. LANES lanes hold one key, eight elements each; a warp's groups of lanes take different keys, and each keeps its
-// own running softmax until the end.
+// own running softmax until the end. Lengths and positions move on by *shift in a replay; null is 0. The grid is for any
+// length: splits share the keys evenly, and one past them holds none.
 struct AttentionParams {
     u32 n_heads, n_kv_heads, head_dim, q_len, kv_len, q_start, row_blocks, column_tiles;
     float scale;
@@ -26,14 +27,15 @@ __device__ __forceinline__ void unpack8(uint4 x, float (&y)[8]) {
 
 // Row x of KV head `kv`: query x / heads of query head kv * heads + x % heads.
 extern "C" __global__ void __launch_bounds__(128, ROWS >= 8 ? 2 : 3)
-decode_attention(const AttentionParams p, u32 split_keys, const act* __restrict__ q, const act* __restrict__ k, const act* __restrict__ v,
+decode_attention(const AttentionParams p, const u32* __restrict__ shift, const act* __restrict__ q, const act* __restrict__ k, const act* __restrict__ v,
                  float* __restrict__ partial_o, float2* __restrict__ partial) {     // [n_kv_heads * rows, splits, head_dim], [.., splits]
     __shared__ float shared_o[4][ROWS][HEAD_DIM];
     __shared__ float2 shared_m[4][ROWS];
     const u32 heads = p.n_heads / p.n_kv_heads, all_rows = heads * p.q_len, kv = blockIdx.y, first_row = blockIdx.z * ROWS;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, chunk = lane % LANES, group = warp * GROUPS + lane / LANES;
     const bool in = chunk < CHUNKS;
-    const u32 from = blockIdx.x * split_keys, to = min(from + split_keys, p.kv_len);
+    const u32 more = shift ? *shift : 0, kv_len = p.kv_len + more, split_keys = (kv_len + gridDim.x - 1) / gridDim.x;
+    const u32 from = blockIdx.x * split_keys, to = min(from + split_keys, kv_len);
     const float scale = p.scale * LOG2_E;
     k += (u64)kv * p.k_head_stride + (in ? chunk * 8 : 0);
     v += (u64)kv * p.v_head_stride + (in ? chunk * 8 : 0);
@@ -47,7 +49,7 @@ decode_attention(const AttentionParams p, u32 split_keys, const act* __restrict_
         unpack8(x, qf[r]);
         #pragma unroll
         for (int i = 0; i < 8; i++) { qf[r][i] *= scale; o[r][i] = 0.f; }
-        position[r] = p.q_start + query;
+        position[r] = p.q_start + more + query;
         top[r] = FIRST_MAXIMUM;
         sum[r] = 0.f;
     }

@@ -152,6 +152,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Device memory.
     type Buffer: Send + Sync;
 
+    /// Work that [`Backend::record`] keeps; an empty type where a backend keeps none.
+    type Recording: Send;
+
     /// What the device is.
     fn info(&self) -> &DeviceInfo;
 
@@ -196,6 +199,20 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// Waits for everything enqueued.
     fn synchronize(&self) -> Result<()>;
+
+    /// Keeps what `work` enqueues, to be enqueued as one by [`Backend::replay`]; runs nothing of it now. None where the
+    /// backend or the work does not allow it. The buffers of the work must outlive the recording, and it may enqueue only:
+    /// neither write, nor download, nor wait.
+    fn record(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Recording>> {
+        Ok(None)
+    }
+
+    /// Enqueues recorded work with every position and length of [`Backend::rope`], [`Backend::append_kv`] and
+    /// [`Backend::decode_attention`] moved on by `shift` tokens. Gives false, and enqueues nothing, where the recording
+    /// does not serve the sequence's length: record anew.
+    fn replay(&self, _recording: &mut Self::Recording, _shift: i64) -> Result<bool> {
+        Ok(false)
+    }
 
     /// ids u32, table any weight type, out f32 `[n_tokens, hidden]`.
     fn embed(&self, p: &EmbedParams, ids: Slice<Self>, table: Slice<Self>, out: SliceMut<Self>) -> Result<()>;

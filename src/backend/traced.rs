@@ -121,6 +121,8 @@ impl<'a, B: Backend> SliceMut<'a, Traced<B>> {
 
 impl<B: Backend> Backend for Traced<B> {
     type Buffer = B::Buffer;
+    /// None: what is replayed as one cannot be timed by operation.
+    type Recording = std::convert::Infallible;
 
     fn info(&self) -> &DeviceInfo {
         self.inner.info()

@@ -46,6 +46,10 @@ pub enum Sets {
     Est,
     /// [`bands`], by the pattern's budgets: the same on every machine, and nothing is estimated.
     Bands,
+    /// Of a pre-fill: chosen once on [`Inputs::structured`], and given to each layer, which estimates on its own q and k all
+    /// the same and pays for it. The heads of random weights have no slashes, so their own sets lie scattered over all
+    /// blocks and are denser than those of any real model.
+    Structured,
 }
 
 impl std::str::FromStr for Sets {
@@ -55,7 +59,8 @@ impl std::str::FromStr for Sets {
         match text {
             "est" => Ok(Self::Est),
             "bands" => Ok(Self::Bands),
-            other => Err(Error::invalid(format!("--index: expected est or bands, found {other:?}"))),
+            "structured" => Ok(Self::Structured),
+            other => Err(Error::invalid(format!("--index: expected est, bands or structured, found {other:?}"))),
         }
     }
 }

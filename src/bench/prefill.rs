@@ -1,9 +1,10 @@
 //! Whole pre-fills, by length and attention.
 
-use super::{Row, Sets, Spread, bands, go_on};
+use super::{Inputs, Row, Sets, Spread, bands, go_on};
 use crate::backend::Backend;
 use crate::engine::{Engine, EngineOptions};
-use crate::model::{DecoderConfig, Model, Watch};
+use crate::estimate::choose;
+use crate::model::{AttentionCall, DecoderConfig, Model, Watch};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -53,11 +54,14 @@ pub fn prefill<B: Backend>(b: B, model: Model, bench: &PrefillBench, each: &mut 
         let prompt = ids(tokens, bench.depth);
         let mut dense_row: Option<Row> = None;
         for mode in std::iter::once(&dense).chain(bench.modes.iter().filter(|mode| **mode != dense)) {
-            let mut given = match bench.sets {
-                Sets::Bands => given(mode, engine.config(), bench.depth + tokens)?,
-                Sets::Est => Given::default(),
+            let keys = bench.depth + tokens;
+            let (mut given, origin) = match bench.sets {
+                _ if *mode == dense => (Given::default(), ""),
+                Sets::Est => (Given::default(), ""),
+                Sets::Bands => (bands_of(mode, engine.config(), keys)?, " (bands)"),
+                Sets::Structured => (chosen(engine.backend(), mode, engine.config(), keys)?, " (structured)"),
             };
-            let name = if given.layers.is_empty() { mode.name() } else { format!("{} (bands)", mode.name()) };
+            let name = mode.name() + origin;
             let mut run = |engine: &mut Engine<B>| {
                 go_on(&interrupt)?;
                 engine.truncate(bench.depth);
@@ -100,19 +104,40 @@ pub fn prefill<B: Backend>(b: B, model: Model, bench: &PrefillBench, each: &mut 
 #[derive(Default)]
 struct Given {
     layers: Vec<[Vec<Vec<u32>>; 2]>,
+    /// What each layer estimates for the sake of the time that it takes.
+    estimated: Vec<Vec<HeadPattern>>,
 }
 
 impl<B: Backend> Watch<B> for Given {
+    fn attention(&mut self, b: &B, layer: usize, call: &AttentionCall<B>) -> Result<()> {
+        match self.estimated.get(layer) {
+            Some(patterns) => choose(b, patterns, &call.shape, call.q, call.k).map(drop),
+            None => Ok(()),
+        }
+    }
+
     fn sets(&mut self, layer: usize) -> Option<[&[Vec<u32>]; 2]> {
         self.layers.get(layer).map(|sets| sets.each_ref().map(Vec::as_slice))
     }
 }
 
-/// The `bands` sets of a mode whose heads are all vertical-slash; nothing for the dense mode.
-fn given(mode: &AttentionMode, c: &DecoderConfig, keys: usize) -> Result<Given> {
-    if *mode == AttentionMode::Uniform(HeadPattern::Dense) {
-        return Ok(Given::default());
-    }
+/// The sets of a mode whose heads are all vertical-slash, as the estimation chooses them on structured q and k.
+fn chosen<B: Backend>(b: &B, mode: &AttentionMode, c: &DecoderConfig, keys: usize) -> Result<Given> {
+    let inputs = Inputs::structured(c.n_heads, c.n_kv_heads, c.head_dim, keys);
+    let [q, k, _] = inputs.upload(b)?;
+    let estimated: Vec<_> = (0..c.n_layers).map(|layer| mode.patterns(layer, c.n_heads)).collect();
+    let layer = |patterns: &Vec<HeadPattern>| {
+        if let Some(other) = patterns.iter().find(|p| !matches!(p, HeadPattern::VerticalSlash { .. })) {
+            return Err(Error::invalid(format!("structured: expected vertical-slash heads only, found {other}")));
+        }
+        let choice = choose(b, patterns, &inputs.shape, q.view(), k.view())?;
+        Ok([choice.columns(b)?, choice.offsets(b)?])
+    };
+    Ok(Given { layers: estimated.iter().map(layer).collect::<Result<_>>()?, estimated })
+}
+
+/// The `bands` sets of a mode whose heads are all vertical-slash.
+fn bands_of(mode: &AttentionMode, c: &DecoderConfig, keys: usize) -> Result<Given> {
     let layer = |layer: usize| {
         let head = |(head, pattern): (usize, HeadPattern)| match pattern {
             HeadPattern::VerticalSlash { columns, offsets } => Ok(bands(keys, columns, offsets, head)),
@@ -123,7 +148,7 @@ fn given(mode: &AttentionMode, c: &DecoderConfig, keys: usize) -> Result<Given> 
         let (columns, offsets) = sets.into_iter().unzip();
         Ok([columns, offsets])
     };
-    Ok(Given { layers: (0..c.n_layers).map(layer).collect::<Result<_>>()? })
+    Ok(Given { layers: (0..c.n_layers).map(layer).collect::<Result<_>>()?, estimated: Vec::new() })
 }
 
 /// Floating-point operations of a pre-fill: the products and the computed pairs. The last layer's output projection and

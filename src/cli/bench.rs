@@ -1,7 +1,7 @@
 //! `minference bench`: attention and whole pre-fills, timed; dense is always a row.
 
 use super::console::{self, Console, table};
-use super::device::{DeviceArgs, DeviceChoice, DeviceTask, WgpuArgs, with_device};
+use super::device::{DeviceArgs, DeviceChoice, DeviceTask, DtypeChoice, WgpuArgs, with_device};
 use super::mode::attention_mode;
 use super::random::RandomArgs;
 use super::run::open_model;
@@ -44,6 +44,10 @@ struct Common {
     /// auto, cpu, wgpu, wgpu:N, cuda or cuda:N; repeatable: rows of each, `not run` where it is absent.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Vec<DeviceChoice>,
+    /// How activations, keys and values are stored: auto, f32 (cpu), f16 or bf16. auto on CUDA is f16 for a checkpoint in
+    /// f16, else bf16.
+    #[arg(long, default_value = "auto", value_name = "TYPE")]
+    dtype: DtypeChoice,
     #[command(flatten)]
     wgpu: WgpuArgs,
     /// How rows are printed.
@@ -119,7 +123,8 @@ struct PrefillArgs {
     /// An official pattern file, for `--attention config`.
     #[arg(long, value_name = "FILE")]
     patterns: Option<PathBuf>,
-    /// Sets of vertical-slash heads: est (estimated) or bands (a fixed recipe, by the config's budgets).
+    /// Sets of vertical-slash heads: est (estimated), bands (a fixed recipe, by the config's budgets), or structured
+    /// (estimated on made q and k with slashes and columns, which the heads of random weights lack).
     #[arg(long, value_name = "SETS", default_value = "est")]
     index: Sets,
     /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
@@ -163,7 +168,7 @@ fn on_each<T: DeviceTask<Output = Vec<Row>>>(
 ) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for &device in &common.device {
-        let args = DeviceArgs { device, wgpu: common.wgpu };
+        let args = DeviceArgs { device, dtype: common.dtype, wgpu: common.wgpu };
         match with_device(&args, console, task()?) {
             Ok(more) => rows.extend(more),
             Err(Error::Unavailable(why)) => {
@@ -300,6 +305,10 @@ struct PrefillTask<'a> {
 
 impl DeviceTask for PrefillTask<'_> {
     type Output = Vec<Row>;
+
+    fn checkpoint(&self) -> Option<crate::DType> {
+        Some(self.model.dtype())
+    }
 
     fn run<B: Backend>(self, backend: B) -> Result<Vec<Row>> {
         tell_kernels(&backend, self.model.config.head_dim, self.console);

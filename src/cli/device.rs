@@ -1,11 +1,9 @@
 //! `--device`: which backend, which of its devices. [`with_device`] is the program's one match over backends.
 
 use super::console::Console;
-#[cfg(not(all(feature = "wgpu", feature = "cuda")))]
-use crate::Error;
-use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DeviceInfo};
+use crate::{DType, Error, Result};
 use std::str::FromStr;
 
 /// What `--device` asks for.
@@ -55,6 +53,38 @@ impl std::fmt::Display for DeviceChoice {
     }
 }
 
+/// What `--dtype` asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// On CUDA f16 for a checkpoint in f16, else bf16; elsewhere what the device computes in.
+    #[default]
+    Auto,
+    /// This type and no other.
+    Is(DType),
+}
+
+impl FromStr for DtypeChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let known = [DType::F32, DType::F16, DType::BF16].into_iter().find(|dtype| dtype.name() == text);
+        match (text, known) {
+            ("auto", _) => Ok(Self::Auto),
+            (_, Some(dtype)) => Ok(Self::Is(dtype)),
+            _ => Err(format!("expected auto, f32, f16 or bf16, found {text:?}")),
+        }
+    }
+}
+
+impl std::fmt::Display for DtypeChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Is(dtype) => dtype.name(),
+        })
+    }
+}
+
 fn expected(found: &str) -> String {
     format!("expected auto, cpu, wgpu, wgpu:N, cuda or cuda:N, found {found:?}")
 }
@@ -65,6 +95,10 @@ pub struct DeviceArgs {
     /// auto, cpu, wgpu, wgpu:N, cuda or cuda:N (`minference devices` lists them).
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
+    /// How activations, keys and values are stored: auto, f32 (cpu), f16 or bf16. auto on CUDA is f16 for a checkpoint in
+    /// f16, else bf16.
+    #[arg(long, default_value = "auto", value_name = "TYPE")]
+    pub dtype: DtypeChoice,
     /// How a wgpu device is opened.
     #[command(flatten)]
     pub wgpu: WgpuArgs,
@@ -111,6 +145,11 @@ pub trait DeviceTask {
     type Output;
     /// The work.
     fn run<B: Backend>(self, backend: B) -> Result<Self::Output>;
+
+    /// How the checkpoint that it reads stores its matrices, if it reads one.
+    fn checkpoint(&self) -> Option<DType> {
+        None
+    }
 }
 
 /// Every device of this machine, the CPU first.
@@ -126,26 +165,42 @@ pub fn devices() -> Vec<DeviceInfo> {
 /// Opens the device asked for and does the work on it; says on stderr which one it is.
 pub fn with_device<T: DeviceTask>(args: &DeviceArgs, console: &Console, task: T) -> Result<T::Output> {
     match resolve(args.device) {
-        DeviceChoice::Auto | DeviceChoice::Cpu => announced(Cpu::new(), console, task),
+        DeviceChoice::Auto | DeviceChoice::Cpu => announced(Cpu::new(), args, console, task),
         #[cfg(feature = "wgpu")]
         DeviceChoice::Wgpu(number) => {
-            announced(crate::backend::wgpu::Wgpu::new(number, args.wgpu.options(console))?, console, task)
+            announced(crate::backend::wgpu::Wgpu::new(number, args.wgpu.options(console))?, args, console, task)
         }
         #[cfg(not(feature = "wgpu"))]
         DeviceChoice::Wgpu(_) => Err(not_in_build("wgpu")),
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(number) => {
             use crate::backend::cuda::{Cuda, CudaOptions};
-            announced(Cuda::new(number.unwrap_or(0), CudaOptions::default())?, console, task)
+            let activation = match (args.dtype, task.checkpoint()) {
+                (DtypeChoice::Is(dtype), _) => dtype,
+                (DtypeChoice::Auto, Some(DType::F16)) => DType::F16,
+                (DtypeChoice::Auto, _) => DType::BF16,
+            };
+            let options = CudaOptions { activation, ..CudaOptions::default() };
+            announced(Cuda::new(number.unwrap_or(0), options)?, args, console, task)
         }
         #[cfg(not(feature = "cuda"))]
         DeviceChoice::Cuda(_) => Err(not_in_build("cuda")),
     }
 }
 
-fn announced<B: Backend, T: DeviceTask>(backend: B, console: &Console, task: T) -> Result<T::Output> {
-    let info = backend.info();
-    console.note(&format!("device: {} {} ({}, {})", info.id, info.name, info.api, info.tier));
+fn announced<B: Backend, T: DeviceTask>(
+    backend: B,
+    args: &DeviceArgs,
+    console: &Console,
+    task: T,
+) -> Result<T::Output> {
+    let (info, dtype) = (backend.info(), backend.activation());
+    if let DtypeChoice::Is(wanted) = args.dtype
+        && wanted != dtype
+    {
+        return Err(Error::Unsupported(format!("--dtype {wanted}: {} computes in {dtype} ({})", info.id, info.tier)));
+    }
+    console.note(&format!("device: {} {} ({}, {}, {dtype})", info.id, info.name, info.api, info.tier));
     task.run(backend)
 }
 
@@ -174,6 +229,16 @@ fn not_in_build(backend: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn element_types_parse_and_others_are_refused() {
+        for name in ["auto", "f32", "f16", "bf16"] {
+            assert_eq!(name.parse::<DtypeChoice>().unwrap().to_string(), name);
+        }
+        for wrong in ["", "q8_0", "F16", "float"] {
+            assert!(wrong.parse::<DtypeChoice>().unwrap_err().ends_with(&format!("found {wrong:?}")));
+        }
+    }
 
     #[test]
     fn device_names_parse_and_others_are_refused() {

@@ -183,6 +183,10 @@ struct EvalTask<'a> {
 impl DeviceTask for EvalTask<'_> {
     type Output = ();
 
+    fn checkpoint(&self) -> Option<crate::DType> {
+        Some(self.model.dtype())
+    }
+
     fn run<B: Backend>(self, backend: B) -> Result<()> {
         let Self { args, console, model, columns, data } = self;
         let text = model.text()?.clone();

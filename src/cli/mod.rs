@@ -73,7 +73,7 @@ enum Command {
 
 /// Flags and commands of the documented interface that do not exist yet: refused by name, so that nobody takes them for
 /// a spelling mistake.
-const NOT_BUILT: &[&str] = &["--skip-softmax", "--dtype"];
+const NOT_BUILT: &[&str] = &["--skip-softmax"];
 
 /// Parses the command line, runs the command, and reports its error on one line of stderr.
 pub fn main() -> ExitCode {

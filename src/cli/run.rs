@@ -247,6 +247,10 @@ struct RunTask<'a> {
 impl DeviceTask for RunTask<'_> {
     type Output = ();
 
+    fn checkpoint(&self) -> Option<crate::DType> {
+        Some(self.model.dtype())
+    }
+
     fn run<B: Backend>(self, backend: B) -> Result<()> {
         // On the CPU every operation ends before the next begins, so that timing them costs nothing.
         match self.args.timings || backend.info().backend == "cpu" {

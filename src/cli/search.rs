@@ -152,6 +152,10 @@ struct SearchTask<'a> {
 impl DeviceTask for SearchTask<'_> {
     type Output = ();
 
+    fn checkpoint(&self) -> Option<crate::DType> {
+        Some(self.model.dtype())
+    }
+
     fn run<B: Backend>(self, backend: B) -> Result<()> {
         let Self { args, console, model, prompts } = self;
         let options = SearchOptions {

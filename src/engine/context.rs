@@ -5,7 +5,7 @@
 
 use super::Engine;
 use crate::backend::Backend;
-use crate::model::{KvCache, KvPlace, KvType};
+use crate::model::{KvCache, KvPlace, KvType, Step};
 use crate::tensor_file::{TensorFile, TensorOut, write_tensors};
 use crate::{DType, Error, Result};
 use safetensors::Dtype;
@@ -81,7 +81,7 @@ impl<B: Backend> Engine<B> {
             return Err(Error::invalid(what));
         }
         if self.cache.as_ref().is_none_or(|c| c.capacity() < capacity) {
-            self.cache = None;
+            (self.step, self.cache) = (Step::First, None);
             self.cache =
                 Some(KvCache::new(&self.backend, &self.model.config, capacity, self.options.kv, self.options.kv_type)?);
         }

@@ -98,8 +98,9 @@ pub struct Workspace<B: Backend> {
     raw_qk: Option<Tensor<B>>, // act [slice, W]: q and k before their norms
     branch: Option<Branch<B>>,
     dual: Option<DualBuffers<B>>,
-    turns: Tensor<B>,         // u32 [rotary_dim / 2, 2]
-    turns_for: Option<usize>, // RopeConfig::deciding_length
+    turns: Tensor<B>,          // u32 [rotary_dim / 2, 2]
+    turns_for: Option<usize>,  // RopeConfig::deciding_length
+    logits: Option<Tensor<B>>, // f32 [1, vocab]: of a decoding step
 }
 
 impl<B: Backend> Workspace<B> {
@@ -122,6 +123,7 @@ impl<B: Backend> Workspace<B> {
             dual: None,
             turns: Tensor::alloc(b, DType::U32, [c.rope.rotary_dim / 2, 2])?,
             turns_for: None,
+            logits: None,
         })
     }
 
@@ -168,11 +170,49 @@ impl<B: Backend> Decoder<B> {
         ws: &mut Workspace<B>,
         watch: &mut dyn Watch<B>,
     ) -> Result<()> {
-        let c = &self.config;
-        let (n, h, kv, d, w) = (chunk.ids.len(), c.n_heads, c.n_kv_heads, c.head_dim, c.qkv_width());
+        self.bring(b, chunk, cache, ws)?;
+        self.layers(b, chunk, cache, ws, watch)?;
+        cache.advance(chunk.ids.len());
+        Ok(())
+    }
+
+    /// What a chunk needs from the host, into the workspace: ids, RoPE frequencies, buffers of dual chunks.
+    fn bring(&self, b: &B, chunk: Chunk, cache: &KvCache<B>, ws: &mut Workspace<B>) -> Result<()> {
+        let (c, n) = (&self.config, chunk.ids.len());
         if n == 0 || n > ws.rows {
             return Err(Error::invalid(format!("a chunk of {n} tokens: the workspace is made for 1 to {}", ws.rows)));
         }
+        if let Some(dual) = c.dual_chunk.filter(|dual| cache.len() + n > dual.stride()) {
+            if cache.first_position() > 0 {
+                return Err(Error::invalid("dual chunk attention: a sequence begins at position 0"));
+            }
+            let estimates =
+                chunk.mode.is_some_and(|mode| (0..c.n_layers).any(|i| dual_chunk::estimates(mode, i, c.n_heads)));
+            let (rows, capacity) = (n.min(dual.stride()), cache.capacity());
+            if ws.dual.as_ref().is_none_or(|buffers| !buffers.serve(rows, estimates.then_some(capacity))) {
+                ws.dual = None;
+                ws.dual = Some(DualBuffers::new(b, c, rows, estimates.then_some(capacity))?);
+            }
+        }
+        let length = c.rope.deciding_length(chunk.sequence);
+        if ws.turns_for != Some(length) {
+            ws.turns.write(b, &c.rope.turns(length))?;
+            ws.turns_for = Some(length);
+        }
+        ws.ids.write(b, chunk.ids)
+    }
+
+    /// A chunk that [`Decoder::bring`] brought, through all layers. The cache does not count it yet.
+    fn layers(
+        &self,
+        b: &B,
+        chunk: Chunk,
+        cache: &mut KvCache<B>,
+        ws: &mut Workspace<B>,
+        watch: &mut dyn Watch<B>,
+    ) -> Result<()> {
+        let c = &self.config;
+        let (n, h, kv, d, w) = (chunk.ids.len(), c.n_heads, c.n_kv_heads, c.head_dim, c.qkv_width());
         let (past, capacity, first_position) = (cache.len(), cache.capacity(), cache.first_position());
         let rope = Rope {
             rotary_dim: c.rope.rotary_dim,
@@ -196,24 +236,6 @@ impl<B: Backend> Decoder<B> {
         let slice = ws.slice;
         let slices = |first: usize| (first..n).step_by(slice).map(move |r| r..n.min(r + slice));
         let dual = c.dual_chunk.filter(|dual| past + n > dual.stride());
-        if let Some(dual) = dual {
-            if first_position > 0 {
-                return Err(Error::invalid("dual chunk attention: a sequence begins at position 0"));
-            }
-            let estimates = chunk.mode.is_some_and(|mode| (0..c.n_layers).any(|i| dual_chunk::estimates(mode, i, h)));
-            let rows = n.min(dual.stride());
-            if ws.dual.as_ref().is_none_or(|buffers| !buffers.serve(rows, estimates.then_some(capacity))) {
-                ws.dual = None;
-                ws.dual = Some(DualBuffers::new(b, c, rows, estimates.then_some(capacity))?);
-            }
-        }
-
-        let length = c.rope.deciding_length(chunk.sequence);
-        if ws.turns_for != Some(length) {
-            ws.turns.write(b, &c.rope.turns(length))?;
-            ws.turns_for = Some(length);
-        }
-        ws.ids.write(b, chunk.ids)?;
         ops::embed(b, ws.ids.view().rows(0..n), self.embed.view(), ws.x.view_mut().rows(0..n))?; // x [n, hidden]
         watch.hidden(b, 0, ws.x.view().rows(0..n))?;
 
@@ -323,8 +345,65 @@ impl<B: Backend> Decoder<B> {
             watch.hidden(b, i + 1, ws.x.view().rows(0..n))?;
             b.flush()?;
         }
-        cache.advance(n);
         Ok(())
+    }
+
+    /// One decoding step: the logits after the token, f32 `[vocab]`, read back. Where the backend can, the step is recorded
+    /// once and replayed from then on.
+    pub fn step(
+        &self,
+        b: &B,
+        chunk: Chunk,
+        cache: &mut KvCache<B>,
+        ws: &mut Workspace<B>,
+        step: &mut Step<B>,
+    ) -> Result<Vec<f32>> {
+        self.bring(b, chunk, cache, ws)?;
+        if ws.logits.is_none() {
+            ws.logits = Some(Tensor::alloc(b, DType::F32, [1, self.config.vocab])?);
+        }
+        let mut enqueue = |cache: &mut KvCache<B>| -> Result<()> {
+            self.layers(b, chunk, cache, ws, &mut ())?;
+            self.logits_into(b, ws, 0..1)
+        };
+        // Dual chunk attention turns its queries by more than their position, and scales them by it.
+        let moves_on = self.config.dual_chunk.is_none() && cache.stays_on_device();
+        let replayed = match step {
+            Step::Recorded { recording, past } if moves_on => b.replay(recording, cache.len() as i64 - *past as i64)?,
+            _ => false,
+        };
+        if !replayed {
+            // The first step runs by itself: it compiles, loads and allocates what a recording must not.
+            *step = match step {
+                Step::First => Step::Next,
+                Step::Next | Step::Recorded { .. } if moves_on => {
+                    let past = cache.len();
+                    let recorded = b.record(&mut || enqueue(cache))?;
+                    recorded.map_or(Step::Alone, |recording| Step::Recorded { recording, past })
+                }
+                Step::Next | Step::Recorded { .. } | Step::Alone => Step::Alone,
+            };
+            let ran = match step {
+                Step::Recorded { recording, .. } => b.replay(recording, 0)?,
+                _ => false,
+            };
+            if !ran {
+                enqueue(cache)?;
+            }
+        }
+        cache.advance(chunk.ids.len());
+        match &ws.logits {
+            Some(logits) => logits.to_f32(b),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// [`Decoder::logits`] of one row into the workspace.
+    fn logits_into(&self, b: &B, ws: &mut Workspace<B>, rows: Range<usize>) -> Result<()> {
+        let Some(mut logits) = ws.logits.take() else { return Err(Error::invalid("logits: no buffer")) };
+        let written = self.write_logits(b, ws, rows, logits.view_mut());
+        ws.logits = Some(logits);
+        written
     }
 
     /// Final norm and output matrix over some rows of the chunk that [`Decoder::forward`] ran last: f32 `[m, vocab]`, at
@@ -336,12 +415,16 @@ impl<B: Backend> Decoder<B> {
             return Err(Error::invalid(what));
         }
         let mut logits = Tensor::alloc(b, DType::F32, [m, self.config.vocab])?;
+        self.write_logits(b, ws, rows, logits.view_mut())?;
+        Ok(logits)
+    }
+
+    fn write_logits(&self, b: &B, ws: &mut Workspace<B>, rows: Range<usize>, logits: ViewMut<B>) -> Result<()> {
+        let m = rows.len();
         let normed = ws.normed.view_mut().rows(0..m);
         ops::rms_norm(b, ws.x.view().rows(rows), self.final_norm.view(), self.config.norm_eps, normed)?;
         let w = self.lm_head.as_ref().unwrap_or(&self.embed).view();
-        let into = ops::MatmulInto::default();
-        ops::matmul(b, ws.normed.view().rows(0..m), w, None, logits.view_mut(), into)?;
-        Ok(logits)
+        ops::matmul(b, ws.normed.view().rows(0..m), w, None, logits, ops::MatmulInto::default())
     }
 
     /// The last hidden state of a chunk's rows as transformers reports it, after the final norm: f32 `[m, hidden]`.
@@ -350,6 +433,24 @@ impl<B: Backend> Decoder<B> {
         ops::rms_norm(b, ws.x.view().rows(rows), self.final_norm.view(), self.config.norm_eps, out.view_mut())?;
         Ok(out)
     }
+}
+
+/// How decoding steps run: see [`Decoder::step`]. Begin anew ([`Step::First`]) whenever the cache or the workspace is made
+/// anew, for a recording points into both.
+pub enum Step<B: Backend> {
+    /// None has run.
+    First,
+    /// One has run by itself.
+    Next,
+    /// One was recorded, behind `past` tokens.
+    Recorded {
+        /// The step.
+        recording: B::Recording,
+        /// Tokens in the cache when it was recorded.
+        past: usize,
+    },
+    /// Each runs by itself.
+    Alone,
 }
 
 /// A branch that is normed before it joins the residual stream (GLM-4-0414): the product, and its norm, f32 `[slice, hidden]`.

@@ -198,6 +198,11 @@ impl<B: Backend> KvCache<B> {
         self.unpacked.as_mut().unwrap_or(&mut self.layers[layer.min(last)])
     }
 
+    /// Whether attention reads keys and values where they are kept, as activations on the device.
+    pub(super) fn stays_on_device(&self) -> bool {
+        self.unpacked.is_none() && self.host.is_empty()
+    }
+
     /// Where keys and values stay.
     pub fn place(&self) -> KvPlace {
         self.place

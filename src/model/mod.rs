@@ -16,7 +16,7 @@ pub mod presets;
 pub mod rope;
 
 pub use config::{DecoderConfig, DualChunk};
-pub use decoder::{AttentionCall, Chunk, Decoder, Watch, Workspace};
+pub use decoder::{AttentionCall, Chunk, Decoder, Step, Watch, Workspace};
 pub(crate) use dual_chunk::bytes as dual_chunk_bytes;
 pub use kv_cache::{KvCache, KvPlace, KvType};
 
@@ -212,6 +212,23 @@ impl Model {
     /// What its tensors are called.
     pub fn names(&self) -> &'static Names {
         self.names
+    }
+
+    /// How most of its weights are stored, by elements.
+    pub fn dtype(&self) -> DType {
+        match &self.weights {
+            Weights::Random { dtype, .. } => *dtype,
+            Weights::File(file) => {
+                let mut elements: Vec<(DType, usize)> = Vec::new();
+                for info in file.names().filter_map(|name| file.info(name)) {
+                    match elements.iter_mut().find(|(dtype, _)| *dtype == info.dtype) {
+                        Some((_, sum)) => *sum += info.elements(),
+                        None => elements.push((info.dtype, info.elements())),
+                    }
+                }
+                elements.into_iter().max_by_key(|(_, sum)| *sum).map_or(DType::F32, |(dtype, _)| dtype)
+            }
+        }
     }
 
     /// Bytes of all weights as a backend keeps them: types that it does not take become f16, or f32 where it takes no f16.

@@ -98,7 +98,7 @@ for_each_backend!(embed, |b| {
 
 for_each_backend!(rms_norm, |b| {
     let mut rng = Rng(2);
-    for (rows, cols) in [(1, 32), (3, 200), (65, 576), (2, 4096)] {
+    for (rows, cols) in [(1, 32), (3, 200), (65, 576), (2, 4096), (2, 4100), (2, 5002)] {
         for (from, to) in float_types(b).into_iter().flat_map(|f| float_types(b).into_iter().map(move |t| (f, t))) {
             let (x, values) = stored(b, from, [rows, cols], &rng.normals(rows * cols));
             let weight: Vec<f32> = rng.normals(cols);

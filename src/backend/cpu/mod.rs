@@ -101,6 +101,7 @@ impl<'a> SliceMut<'a, Cpu> {
 
 impl Backend for Cpu {
     type Buffer = Buffer;
+    type Recording = std::convert::Infallible;
 
     fn info(&self) -> &DeviceInfo {
         &self.info

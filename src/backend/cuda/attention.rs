@@ -128,14 +128,14 @@ pub(super) fn decode_attention(
     let rows = p.n_heads / p.n_kv_heads * p.q_len;
     let rows_at_once = rows.next_power_of_two().min(8);
     let chunks = rows.div_ceil(rows_at_once);
-    // Four blocks a multiprocessor, none of fewer than 256 keys: the partial results are read once more.
-    let splits = (4 * b.limits.processors / (p.n_kv_heads * chunks)).clamp(1, p.kv_len.div_ceil(256));
-    let split_keys = p.kv_len.div_ceil(splits);
-    let splits = p.kv_len.div_ceil(split_keys);
+    // Four blocks a multiprocessor, none of fewer than 256 keys: the partial results are read once more. The same grid
+    // for all lengths up to the next power of two, which a replay counts on.
+    let most_splits = (4 * b.limits.processors / (p.n_kv_heads * chunks)).max(1);
+    let splits = most_splits.min(p.kv_len.next_power_of_two().div_ceil(256));
     let all_rows = (p.n_kv_heads * rows) as usize;
-    let partial_o = b.alloc_buffer(all_rows * splits as usize * p.head_dim as usize * 4)?;
-    let partial = b.alloc_buffer(all_rows * splits as usize * 8)?;
-    let (partial_o, partial) = (partial_o.address(), partial.address());
+    let partials = all_rows * most_splits as usize;
+    let scratch = b.decode_scratch(partials * (p.head_dim as usize + 2) * 4)?;
+    let (partial, partial_o) = (scratch.address(), scratch.address() + 8 * partials as u64);
     let (q, k, v) = (address(&q), address(&k), address(&v));
     let kernel = kernels::DECODE_ATTENTION.with(&[
         ("HEAD_DIM", &p.head_dim),
@@ -144,7 +144,8 @@ pub(super) fn decode_attention(
         ("ROWS", &rows_at_once),
     ]);
     let launch = Launch::new([splits, p.n_kv_heads, chunks], 128);
-    let args = [arg(p), arg(&split_keys), arg(&q), arg(&k), arg(&v), arg(&partial_o), arg(&partial)];
+    let shift = b.shift_address(Some(p.kv_len));
+    let args = [arg(p), arg(&shift), arg(&q), arg(&k), arg(&v), arg(&partial_o), arg(&partial)];
     b.launch(&kernel, "decode_attention", launch, &args)?;
     let (out, lse) = (address_mut(&out), lse.map_or(0, |s| address_mut(&s)));
     let args = [arg(p), arg(&splits), arg(&partial_o), arg(&partial), arg(&out), arg(&lse)];

@@ -4,7 +4,7 @@
 #![allow(unsafe_code, reason = "calls into the CUDA driver: allocation, copies, launches, tensor maps")]
 
 use crate::{Error, Result};
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, result, sys};
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -60,6 +60,19 @@ impl Drop for CudaBuffer {
         if let Some(device) = &self.owner {
             device.free(self.address, self.bytes);
         }
+    }
+}
+
+/// A graph that was captured from the stream, to be launched as one.
+pub(super) struct Graph(CudaGraph);
+
+// SAFETY: graphs may be used from any thread, one at a time; launching takes `&mut`.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Enqueues it.
+    pub(super) fn launch(&mut self) -> Result<()> {
+        self.0.launch().map_err(|e| driver_error("cuGraphLaunch", e))
     }
 }
 
@@ -261,6 +274,20 @@ impl Device {
         // SAFETY: the whole of a live buffer.
         unsafe { result::memset_d8_async(buffer.address, 0, buffer.bytes, self.stream.cu_stream()) }
             .map_err(|e| driver_error("memset", e))
+    }
+
+    /// What `work` enqueues, as a graph instead of at once; none where the stream cannot be captured (a caller's default
+    /// stream) or the work did what a graph cannot hold.
+    pub(super) fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Option<Graph> {
+        self.bind().ok()?;
+        // Relaxed: another thread's allocations are its own affair.
+        self.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).ok()?;
+        let worked = work();
+        // Ends the capture whatever became of the work; an error here leaves the stream as it was before.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).ok()??;
+        worked.ok()?;
+        graph.upload().ok()?;
+        Some(Graph(graph))
     }
 
     pub(super) fn synchronize(&self) -> Result<()> {

@@ -45,22 +45,28 @@ pub(super) fn rms_norm(
     weight: Slice<Cuda>,
     out: SliceMut<Cuda>,
 ) -> Result<()> {
-    let kernel =
-        kernels::RMS_NORM.with(&[("BF16", &b.bf16()), ("X", &b.c_type(x.dtype)), ("OUT", &b.c_type(out.dtype))]);
+    let types = [("X", b.c_type(x.dtype)), ("OUT", b.c_type(out.dtype))];
+    let (x, weight, out) = (address(&x), address(&weight), address_mut(&out));
+    let by_four = (p.cols | p.x_stride | p.out_stride).is_multiple_of(4) && (x | weight | out).is_multiple_of(16);
+    let vector: u32 = if by_four { 4 } else { 1 };
+    let mut kernel = kernels::RMS_NORM.with(&[("BF16", &b.bf16()), ("VECTOR", &vector)]);
+    kernel.defines.extend(types.map(|(name, c_type)| (name, c_type.to_string())));
     // A head of 128 is one load a lane of a warp; a block of 256 would mostly wait for itself.
     let threads = if p.cols <= 256 { 32 } else { 256 };
-    let (x, weight, out) = (address(&x), address(&weight), address_mut(&out));
     let launch = Launch::new([p.rows * p.groups, 1, 1], threads);
     b.launch(&kernel, "rms_norm", launch, &[arg(p), arg(&x), arg(&weight), arg(&out)])
 }
 
 pub(super) fn rope(b: &Cuda, p: &RopeParams, turns: Slice<Cuda>, x: SliceMut<Cuda>) -> Result<()> {
-    let kernel = kernels::ROPE.with(&[("BF16", &b.bf16())]);
+    let (turns, x, shift) = (address(&turns), address_mut(&x), b.shift_address(None));
+    let by_eight =
+        p.rotary_dim.is_multiple_of(16) && (p.head_dim | p.row_stride).is_multiple_of(8) && x.is_multiple_of(16);
+    let vector: u32 = if by_eight && p.interleaved == 0 { 8 } else { 1 };
+    let kernel = kernels::ROPE.with(&[("BF16", &b.bf16()), ("VECTOR", &vector)]);
     // Sine and cosine are shared by the heads of a block; few tokens need more blocks to fill the device.
     let head_blocks = (4 * b.limits.processors / p.n_tokens.max(1)).clamp(1, p.n_heads.max(1));
-    let (turns, x) = (address(&turns), address_mut(&x));
     let launch = Launch::new([p.n_tokens, head_blocks, 1], 128);
-    b.launch(&kernel, "rope", launch, &[arg(p), arg(&turns), arg(&x)])
+    b.launch(&kernel, "rope", launch, &[arg(p), arg(&turns), arg(&x), arg(&shift)])
 }
 
 pub(super) fn silu_mul(b: &Cuda, p: &SiluMulParams, gate_up: Slice<Cuda>, out: SliceMut<Cuda>) -> Result<()> {
@@ -93,8 +99,8 @@ pub(super) fn append_kv(b: &Cuda, p: &AppendKvParams, from: [Slice<Cuda>; 2], to
     let kernel = kernels::APPEND_KV.with(&[("BF16", &b.bf16())]);
     let ([k, v], [k_cache, v_cache]) = (from.map(|s| address(&s)), to.map(|s| address_mut(&s)));
     require_vectors("append_kv", &[k, v, k_cache, v_cache], &[p.head_dim, p.row_stride])?;
-    let launch = Launch::new([p.n_tokens, 1, 1], 256);
-    b.launch(&kernel, "append_kv", launch, &[arg(p), arg(&k), arg(&v), arg(&k_cache), arg(&v_cache)])
+    let (launch, shift) = (Launch::new([p.n_tokens, 1, 1], 256), b.shift_address(None));
+    b.launch(&kernel, "append_kv", launch, &[arg(p), arg(&k), arg(&v), arg(&k_cache), arg(&v_cache), arg(&shift)])
 }
 
 pub(super) fn pack_kv(b: &Cuda, p: &PackKvParams, x: SliceMut<Cuda>, packed: SliceMut<Cuda>) -> Result<()> {

@@ -33,7 +33,7 @@ use compile::DiskCache;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream};
 use cudarc::nvrtc::Ptx;
-use device::{Arg, Device, Launch, driver_error};
+use device::{Arg, Device, Graph, Launch, driver_error};
 use gemm::Gemm;
 use kernels::Kernel;
 use std::collections::HashMap;
@@ -57,13 +57,21 @@ pub struct CudaOptions {
     pub cache: Option<PathBuf>,
     /// Which attention kernel: by default the best for the device.
     pub attention: AttentionKernel,
+    /// Whether decoding steps are recorded as CUDA graphs.
+    pub graphs: bool,
     /// Macro definitions added to the attention kernel, to measure its variants (`Q_SHARED`, `PINGPONG`, `ROW_BLOCKS`).
     pub attention_defines: Vec<(&'static str, u32)>,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { activation: DType::BF16, cache: None, attention: AttentionKernel::Auto, attention_defines: Vec::new() }
+        Self {
+            activation: DType::BF16,
+            cache: None,
+            attention: AttentionKernel::Auto,
+            graphs: true,
+            attention_defines: Vec::new(),
+        }
     }
 }
 
@@ -108,6 +116,20 @@ pub struct Cuda {
     cache: DiskCache,
     modules: Mutex<HashMap<String, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, CudaFunction>>,
+    /// Partial results of `decode_attention`, shared with recordings.
+    scratch: Mutex<Option<Arc<CudaBuffer>>>,
+    /// u32: by how much a replay moves positions and lengths on.
+    shift: CudaBuffer,
+    /// While work is recorded: keys of its longest `decode_attention`.
+    recording: Mutex<Option<u32>>,
+}
+
+/// Work kept as a CUDA graph, with the memory of the backend's own that it uses.
+pub struct Recording {
+    graph: Graph,
+    /// Keys of the longest `decode_attention` in it.
+    kv_len: u32,
+    _scratch: Option<Arc<CudaBuffer>>,
 }
 
 impl Cuda {
@@ -154,7 +176,6 @@ impl Cuda {
         let device = Arc::new(Device::new(stream)?);
         Ok(Self {
             gemm: Gemm::new(&device)?,
-            device,
             info,
             limits,
             arch,
@@ -163,6 +184,10 @@ impl Cuda {
             options,
             modules: Mutex::default(),
             functions: Mutex::default(),
+            scratch: Mutex::default(),
+            shift: device.alloc(16)?,
+            recording: Mutex::default(),
+            device,
         })
     }
 
@@ -236,6 +261,30 @@ impl Cuda {
     fn alloc_buffer(&self, bytes: usize) -> Result<CudaBuffer> {
         self.device.alloc(bytes)
     }
+
+    /// Where a kernel reads by how much to move positions on: null but while work is recorded. Attention over `kv_len` keys
+    /// is noted with it.
+    fn shift_address(&self, kv_len: Option<u32>) -> u64 {
+        match &mut *lock(&self.recording) {
+            None => 0,
+            Some(longest) => {
+                *longest = (*longest).max(kv_len.unwrap_or(0));
+                self.shift.address()
+            }
+        }
+    }
+
+    /// At least so many bytes for the partial results of one `decode_attention`: the next one may overwrite them.
+    fn decode_scratch(&self, bytes: usize) -> Result<Arc<CudaBuffer>> {
+        let mut scratch = lock(&self.scratch);
+        match &*scratch {
+            Some(buffer) if buffer.bytes() >= bytes => Ok(buffer.clone()),
+            _ => {
+                *scratch = None;
+                Ok(scratch.insert(Arc::new(self.alloc_buffer(bytes)?)).clone())
+            }
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -292,6 +341,7 @@ fn describe(context: &CudaContext) -> Result<(DeviceInfo, Limits, String)> {
 
 impl Backend for Cuda {
     type Buffer = CudaBuffer;
+    type Recording = Recording;
 
     fn info(&self) -> &DeviceInfo {
         &self.info
@@ -345,6 +395,29 @@ impl Backend for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.device.synchronize()
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recording>> {
+        if !self.options.graphs {
+            return Ok(None);
+        }
+        *lock(&self.recording) = Some(0);
+        let graph = self.device.capture(work);
+        let kv_len = lock(&self.recording).take().unwrap_or(0);
+        let recording = |graph| Recording { graph, kv_len, _scratch: lock(&self.scratch).clone() };
+        Ok(graph.map(recording))
+    }
+
+    fn replay(&self, recording: &mut Recording, shift: i64) -> Result<bool> {
+        // The grid of decode_attention is that of all lengths up to the same power of two.
+        let serves =
+            |now: u32| recording.kv_len == 0 || now.next_power_of_two() == recording.kv_len.next_power_of_two();
+        if !u32::try_from(i64::from(recording.kv_len) + shift).is_ok_and(serves) {
+            return Ok(false);
+        }
+        self.device.write(self.shift.address(), &(shift as u32).to_le_bytes())?;
+        recording.graph.launch()?;
+        Ok(true)
     }
 
     fn embed(&self, p: &EmbedParams, ids: Slice<Self>, table: Slice<Self>, out: SliceMut<Self>) -> Result<()> {

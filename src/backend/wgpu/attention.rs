@@ -10,11 +10,10 @@ use super::launch::{AttentionBand, ClampColumns, GatherColumns};
 use super::link::Specialisation;
 use super::merge_attention::merge_bindings;
 use super::queue::fold;
-use super::tune::{Candidate, Subject, Trial, Walk, values};
+use super::tune::{Candidate, Subject, Trial, Walk, decoded, values};
 use super::{Traits, Wgpu};
 use crate::backend::params::{AttentionParams, ClipIndexParams, MergeAttentionParams};
 use crate::backend::{IndexSlices, Slice, SliceMut};
-use crate::tensor::decode_f32;
 use crate::{DType, Error, Result};
 use std::ops::Range;
 
@@ -641,7 +640,7 @@ impl Trial for AttentionTrial {
 
     fn results(&self, b: &Wgpu) -> Result<Vec<f32>> {
         let out = &self.buffers[8];
-        decode_f32(self.dtype, &b.download_bytes(out, 0..out.len.min(4 << 20) as usize)?)
+        Ok(decoded(self.dtype, &b.download_bytes(out, 0..out.len.min(4 << 20) as usize)?))
     }
 }
 
@@ -681,7 +680,7 @@ fn trial(b: &Wgpu, head_dim: u32, walk: Walk, size: usize) -> Result<Box<dyn Tri
     let words =
         |values: &[u32]| b.upload_unaccounted(bytemuck::cast_slice(if values.is_empty() { &[0] } else { values }));
     let dtype = b.context.traits.activation();
-    let floats = |n: u32, seed| b.upload_unaccounted(&values(dtype, n as usize, seed)?);
+    let floats = |n: u32, seed| b.upload_unaccounted(&values(dtype, n as usize, seed));
     let buffers = [
         floats(q_len * heads * head_dim, 1)?,
         floats(kv_heads * kv_len * head_dim, 2)?,

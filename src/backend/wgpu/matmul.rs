@@ -6,11 +6,10 @@ use super::context::lock;
 use super::launch::ExpandParams;
 use super::link::Specialisation;
 use super::queue::fold;
-use super::tune::{Candidate, ProductSize, Subject, Trial, values};
+use super::tune::{Candidate, ProductSize, Subject, Trial, decoded, values};
 use super::{Traits, Wgpu};
 use crate::backend::params::MatmulParams;
 use crate::backend::{Slice, SliceMut};
-use crate::tensor::decode_f32;
 use crate::weights::random_blocks;
 use crate::{DType, Error, Result};
 
@@ -451,7 +450,7 @@ impl Trial for ProductTrial {
 
     fn results(&self, b: &Wgpu) -> Result<Vec<f32>> {
         let out = &self.buffers[2];
-        decode_f32(DType::F32, &b.download_bytes(out, 0..out.len.min(4 << 20) as usize)?)
+        Ok(decoded(DType::F32, &b.download_bytes(out, 0..out.len.min(4 << 20) as usize)?))
     }
 }
 
@@ -464,10 +463,10 @@ fn trial(b: &Wgpu, weights: DType, size: ProductSize, scale: usize) -> Result<Bo
     let w = match weights.is_quantized() {
         // 16 rows over and over.
         true => random_blocks(weights, 16 * k, 2, 1.0 / (k as f32).sqrt())?.repeat(n / 16),
-        false => values(weights, n * k, 2)?,
+        false => values(weights, n * k, 2),
     };
     let buffers = [
-        b.upload_unaccounted(&values(b.context.traits.activation(), m * k, 1)?)?,
+        b.upload_unaccounted(&values(b.context.traits.activation(), m * k, 1))?,
         b.upload_unaccounted(&w)?,
         b.upload_unaccounted(&vec![0; 4 * m * n])?,
     ];

@@ -305,6 +305,7 @@ impl Wgpu {
 
 impl Backend for Wgpu {
     type Buffer = Buffer;
+    type Recording = std::convert::Infallible;
 
     fn info(&self) -> &DeviceInfo {
         &self.context.info

@@ -10,7 +10,6 @@
 use super::Wgpu;
 use super::context::{PendingPipeline, lock, user_cache};
 use super::link::{self, Specialisation};
-use crate::tensor::encode_f32;
 use crate::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -385,16 +384,27 @@ fn alike(got: &[f32], want: &[f32]) -> bool {
     error.is_finite() && error <= SAME_RESULTS * SAME_RESULTS * norm
 }
 
+/// Results stored as f16 or f32.
+pub(super) fn decoded(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        DType::F16 => bytemuck::pod_collect_to_vec::<u8, half::f16>(bytes).into_iter().map(half::f16::to_f32).collect(),
+        _ => bytemuck::pod_collect_to_vec(bytes),
+    }
+}
+
 /// So many values in [-1, 1) as they are stored, the same everywhere: 2^18 of them, over and over.
-pub(super) fn values(dtype: DType, n: usize, seed: u32) -> Result<Vec<u8>> {
+pub(super) fn values(dtype: DType, n: usize, seed: u32) -> Vec<u8> {
     let mix = |i: usize| {
         let mut x = (i as u32).wrapping_mul(0x9e37_79b9) ^ seed.wrapping_mul(0x85eb_ca6b);
         x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
         (x ^ (x >> 15)) >> 21
     };
-    let some: Vec<f32> = (0..n.min(1 << 18)).map(|i| mix(i) as f32 / 1024.0 - 1.0).collect();
-    let bytes = encode_f32(dtype, &some)?;
-    Ok(bytes.iter().copied().cycle().take(dtype.bytes(n)).collect())
+    let some = (0..n.min(1 << 18)).map(|i| mix(i) as f32 / 1024.0 - 1.0);
+    let bytes: Vec<u8> = match dtype {
+        DType::F16 => some.flat_map(|x| half::f16::from_f32(x).to_ne_bytes()).collect(),
+        _ => some.flat_map(f32::to_ne_bytes).collect(),
+    };
+    bytes.iter().copied().cycle().take(dtype.bytes(n)).collect()
 }
 
 #[cfg(test)]
@@ -427,6 +437,16 @@ mod tests {
         assert_eq!(fastest("a", &ms(&[("a", 1.0), ("b", 0.99)])), "a");
         assert_eq!(fastest("a", &ms(&[("a", 1.0), ("b", 0.9), ("c", 0.8)])), "c");
         assert_eq!(fastest("a", &ms(&[("a", 1.0)])), "a");
+    }
+
+    #[test]
+    fn values_are_what_is_decoded_and_repeat() {
+        for dtype in [DType::F16, DType::F32] {
+            let bytes = values(dtype, (1 << 18) + 3, 1);
+            let found = decoded(dtype, &bytes);
+            assert_eq!((found.len(), &found[..3]), ((1 << 18) + 3, &found[1 << 18..]));
+            assert!(found.iter().all(|x| (-1.0..1.0).contains(x)) && found[0] != found[1]);
+        }
     }
 
     #[test]
