@@ -90,10 +90,9 @@ fn cases(arch: &str, limit: usize) -> Vec<Case> {
             [("BF16", &0), ("HEAD_DIM", &head_dim), ("ROWS", &rows), ("OUT", &"float")];
         all.push(case(kernels::DECODE_ATTENTION.with(&defines)));
     }
-    for (head_dim, heads) in [(40, 2), (64, 1), (96, 2), (128, 1), (128, 2), (256, 1)] {
-        let bytes = shared_memory::score_last_queries(head_dim, heads);
-        let defines: [(&str, &dyn ToString); 4] =
-            [("BF16", bf16), ("HEAD_DIM", &head_dim), ("HEADS", &heads), ("SMEM_BYTES", &bytes)];
+    for head_dim in [40, 64, 96, 128, 256] {
+        let bytes = shared_memory::score_last_queries(head_dim);
+        let defines: [(&str, &dyn ToString); 3] = [("BF16", bf16), ("HEAD_DIM", &head_dim), ("SMEM_BYTES", &bytes)];
         all.push(Case { shared_bytes: bytes, ..case(kernels::SCORE_LAST_QUERIES.with(&defines)) });
     }
     all.extend([32, 40, 64, 80, 96, 112, 128, 192, 256].map(|d| attention_sm80(d, 1, 1, "act")));

@@ -36,7 +36,6 @@ struct AttentionParams {
 #define STAGES (SLABS == 1 ? 6 : 3)
 #define PLANS 16                                        // pairs that the planner may be ahead
 #define CONSUMER_WARPS 8
-#define TOUCHED 512                                     // ranges of a row block that are brought to L1 before they are walked
 #define PLANNER_REGISTERS 40
 #define CONSUMER_REGISTERS 232
 #define MASKED -1e38f                                   // a score that is not there; below every first maximum,
@@ -151,22 +150,13 @@ attention_sm90a(const AttentionParams p,
             for (;;) {
                 u32 item = 0;
                 if (lane == 0) item = atomicAdd(counter, 1u);
-                item = __shfl_sync(~0u, item, 0);
+                item = __shfl_sync(~0u, item, 0);       // by the whole warp: with one lane alone the cursors below spill 8 bytes
                 if (item >= items) break;
                 const int work = order[item], head = work / groups, first_block = work % groups * 2;
                 const u64 row = (u64)head * p.row_blocks + first_block;
                 const bool two = first_block + 1 < (int)p.row_blocks;
                 const uint2 a = row_ranges[row], b = two ? row_ranges[row + 1] : make_uint2(0, 0);
-                // One lane walks, and waits for each of its loads: so all lanes bring the item's ranges and masks to L1 first.
-                u32 seen = 0;
-                for (u32 i = 4 * lane; i < min(max(a.y, b.y), TOUCHED); i += 128) {
-                    if (i < a.y) seen |= ranges[a.x + i].x;
-                    if (i < b.y) seen |= ranges[b.x + i].x;
-                }
-                if (seen >> 31) __trap();               // no key lies there; unused loads would not be made
-                u64 kept = 0;
-                for (u32 i = lane; i < (two ? 2 : 1) * p.column_tiles; i += 32) kept |= keep[row * p.column_tiles + i];
-                const u32 column_tiles = __any_sync(~0u, kept != 0) ? p.column_tiles : 0;
+                __syncwarp();
                 if (lane > 0) continue;
                 Ranges r0, r1;
                 {
@@ -200,7 +190,7 @@ attention_sm90a(const AttentionParams p,
                     const u64 keep0 = take_tile(r0, start, ranges), keep1 = take_tile(r1, start, ranges);
                     tile(keep0, keep1, start, start);
                 }
-                for (u32 c = 0; c < column_tiles; c++) {
+                for (u32 c = 0; c < p.column_tiles; c++) {
                     const u64 keep0 = keep[row * p.column_tiles + c], keep1 = two ? keep[(row + 1) * p.column_tiles + c] : 0;
                     if (keep0 | keep1) tile(keep0, keep1, -64, 64 * c);
                 }

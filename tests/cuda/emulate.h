@@ -122,7 +122,6 @@ template <class T> static T __shfl_up_sync(unsigned, T x, int d) { int l = emu::
 template <class T> static T __shfl_down_sync(unsigned, T x, int d) { int l = emu::lane(); return emu::exchange(x, [&](T** a) { return *a[l + d < 32 ? l + d : l]; }); }
 static inline unsigned __ballot_sync(unsigned, int p) { return emu::exchange(p, [&](int** a) { unsigned r = 0; for (int i = 0; i < 32; i++) r |= (*a[i] ? 1u : 0u) << i; return r; }); }
 static inline int __any_sync(unsigned m, int p) { return __ballot_sync(m, p) != 0; }
-static inline void __trap() { abort(); }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }

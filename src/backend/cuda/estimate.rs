@@ -11,9 +11,7 @@ use crate::backend::{IndexChoice, IndexSlices, IndexSlicesMut, Slice, SliceMut};
 /// down to 4, until there are [`SCORE_BLOCKS`] a multiprocessor.
 const SPLIT_KEYS: [u32; 2] = [256, 1024];
 /// Twice as many as share a multiprocessor.
-const SCORE_BLOCKS: u32 = 4;
-/// Largest head_dim of two heads a block.
-const TWO_HEADS: u32 = 128;
+const SCORE_BLOCKS: u32 = 6;
 /// Scores of one block of the top-k kernels (`PART` in select_top_k.cu).
 const TOP_K_PART: u32 = 8192;
 /// Rows that one block takes by itself (`SHORT` there).
@@ -34,20 +32,16 @@ pub(super) fn score_last_queries(
     let [columns, offsets] = scores.map(|s| address_mut(&s));
     let strides = [p.head_dim, p.q_row_stride, p.q_head_stride, p.k_row_stride, p.k_head_stride];
     require_vectors("score_last_queries", &[q, k], &strides)?;
-    // Two heads with the same keys go together where their queries fit in a thread's registers.
-    let heads = if (p.n_heads / p.n_kv_heads).is_multiple_of(2) && p.head_dim <= TWO_HEADS { 2 } else { 1 };
-    let bytes = kernels::shared_memory::score_last_queries(p.head_dim as usize, heads as usize);
-    let defines: [(&str, &dyn ToString); 4] =
-        [("BF16", &b.bf16()), ("HEAD_DIM", &p.head_dim), ("HEADS", &heads), ("SMEM_BYTES", &bytes)];
-    let kernel = kernels::SCORE_LAST_QUERIES.with(&defines);
-    let blocks = u64::from(SCORE_BLOCKS * b.limits.processors);
-    let share = (u64::from(p.n_heads / heads) * u64::from(p.kv_len)).div_ceil(blocks);
+    let bytes = kernels::shared_memory::score_last_queries(p.head_dim as usize);
+    let kernel =
+        kernels::SCORE_LAST_QUERIES.with(&[("BF16", &b.bf16()), ("HEAD_DIM", &p.head_dim), ("SMEM_BYTES", &bytes)]);
+    let share = (u64::from(p.n_heads) * u64::from(p.kv_len)).div_ceil(u64::from(SCORE_BLOCKS * b.limits.processors));
     let split_keys = (share as u32).next_multiple_of(64).clamp(SPLIT_KEYS[0], SPLIT_KEYS[1]);
     let splits = p.kv_len.div_ceil(split_keys);
     let partial = b.alloc_buffer(p.n_heads as usize * splits as usize * 64 * 8)?;
     let stats = b.alloc_buffer(p.n_heads as usize * 64 * 8)?;
     let (partial, stats) = (&partial.address(), &stats.address());
-    let tiles = Launch::new([splits, p.n_heads / heads, 1], 128).shared(bytes);
+    let tiles = Launch::new([splits, p.n_heads, 1], 128).shared(bytes);
     let merge = Launch::new([p.n_heads, 1, 1], 512);
     let (plan, q, k, columns, offsets) = (&plan, &q, &k, &columns, &offsets);
     let stats_args = [arg(p), arg(&split_keys), arg(plan), arg(q), arg(k), arg(partial), arg(offsets)];

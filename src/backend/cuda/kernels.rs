@@ -157,8 +157,8 @@ pub mod shared_memory {
         2 * slabs * 8192 + 2 * stages * slabs * 16384 + records + (2 + 4 * stages + 2 * 16) * 8 + 1024
     }
 
-    /// `score_last_queries`: two tiles of K; P, column halves and diagonals of each of its `heads`.
-    pub fn score_last_queries(head_dim: usize, heads: usize) -> usize {
-        2 * tile(head_dim) + heads * (64 * 72 + 128 + 64) * 4
+    /// `score_last_queries`: two tiles of K, P, column halves, diagonals.
+    pub fn score_last_queries(head_dim: usize) -> usize {
+        2 * tile(head_dim) + (64 * 72 + 128 + 64) * 4
     }
 }
