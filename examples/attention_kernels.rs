@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! attention_kernels [--device N] [--lengths 8192,32768,131072] [--heads 32] [--kv-heads 8] [--head-dim 128]
-//!                   [--patterns dense,a_shape:1024:4096,...] [--kernels s8t2r2k32p1,tiles,...] [--seconds 0.5]
+//!                   [--patterns dense,a_shape:1024:4096,...] [--kernels s8t2r2k32p1,tiles,...] [--seconds 0.5] [--estimates true]
 //! ```
 //!
 //! First, on short inputs, all rows against the CPU; then per length and pattern one line a kernel: milliseconds (median),
@@ -32,6 +32,7 @@ struct Arguments {
     patterns: Vec<HeadPattern>,
     kernels: Vec<AttentionKernel>,
     seconds: f64,
+    estimates: bool,
 }
 
 fn list<T: std::str::FromStr<Err = E>, E: std::fmt::Display>(text: &str) -> Result<Vec<T>> {
@@ -48,6 +49,7 @@ fn arguments() -> Result<Arguments> {
         patterns: list("dense,a_shape:1024:4096,vertical_slash:1000:6096,vertical_slash:3500:100,block_sparse:100")?,
         kernels: vec![],
         seconds: 0.5,
+        estimates: true,
     };
     let mut words = std::env::args().skip(1);
     while let Some(name) = words.next() {
@@ -62,6 +64,7 @@ fn arguments() -> Result<Arguments> {
             "--patterns" => a.patterns = list(&value)?,
             "--kernels" => a.kernels = list(&value)?,
             "--seconds" => a.seconds = list(&value)?[0],
+            "--estimates" => a.estimates = list(&value)?[0],
             _ => return Err(Error::invalid(format!("unknown option {name}"))),
         }
     }
@@ -131,7 +134,12 @@ fn relative_l2(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
 }
 
 /// Median seconds of a call, after one to warm up, repeated for about `budget` seconds.
-fn time(b: &Wgpu, budget: f64, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+fn time(b: &Wgpu, budget: f64, call: impl FnMut() -> Result<()>) -> Result<f64> {
+    times(b, budget, call).map(|times| times[times.len() / 2])
+}
+
+/// Seconds of each repetition, ascending.
+fn times(b: &Wgpu, budget: f64, mut call: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     let mut once = || -> Result<f64> {
         let start = Instant::now();
         call()?;
@@ -144,7 +152,7 @@ fn time(b: &Wgpu, budget: f64, mut call: impl FnMut() -> Result<()>) -> Result<f
         times.push(once()?);
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(times)
 }
 
 /// Every row of short inputs against the CPU, for every kernel; says which are right.
@@ -265,22 +273,22 @@ fn main() -> Result<()> {
         let [q, k, v] = layer.0.upload(&b)?;
         let mut out = Tensor::alloc(&b, b.activation(), [n, s.n_heads * s.head_dim])?;
         println!("\n{n} tokens, {} heads on {}, head dim {}", s.n_heads, s.n_kv_heads, s.head_dim);
-        time_steps(&b, &a, s, &q, &k)?;
-        time_decoding(&b, &a, &layer, &q, [&k, &v])?;
+        if a.estimates {
+            time_steps(&b, &a, s, &q, &k)?;
+            time_decoding(&b, &a, &layer, &q, [&k, &v])?;
+        }
         for &pattern in &a.patterns {
             let patterns = vec![pattern; s.n_heads];
-            let choosing = time(&b, a.seconds, || choose(&b, &patterns, s, q.view(), k.view()).map(drop))?;
-            let both = time(&b, a.seconds, || estimate(&b, &patterns, s, q.view(), k.view()).map(drop))?;
             let index = index(&b, &layer, pattern, &q, &k)?;
             let pairs: f64 = index.pairs.to_u32(&b)?.iter().map(|&p| f64::from(p)).sum();
             let density = pairs / (s.n_heads as f64 * s.causal_pairs() as f64);
-            println!(
-                "{pattern}: density {density:.4}; estimate {:.2} ms, of which index {:.2} ms",
-                both * 1e3,
-                (both - choosing) * 1e3
-            );
-            print!("  ");
-            time_kernels(&b, || estimate(&b, &patterns, s, q.view(), k.view()).map(drop))?;
+            println!("{pattern}: density {density:.4}");
+            if a.estimates {
+                let choosing = time(&b, a.seconds, || choose(&b, &patterns, s, q.view(), k.view()).map(drop))?;
+                let both = time(&b, a.seconds, || estimate(&b, &patterns, s, q.view(), k.view()).map(drop))?;
+                print!("  estimate {:.2} ms, of which index {:.2} ms: ", both * 1e3, (both - choosing) * 1e3);
+                time_kernels(&b, || estimate(&b, &patterns, s, q.view(), k.view()).map(drop))?;
+            }
             let samples: Vec<(usize, usize)> = (0..6)
                 .map(|i| (hash(7, i) as usize % s.n_heads, if i == 0 { n - 1 } else { hash(8, i) as usize % n }))
                 .collect();
@@ -294,9 +302,9 @@ fn main() -> Result<()> {
                 let compiled = Instant::now();
                 let timed = call().and_then(|()| b.synchronize()).and_then(|()| {
                     let first = compiled.elapsed().as_secs_f64();
-                    time(&b, a.seconds, &mut call).map(|seconds| (first, seconds))
+                    times(&b, a.seconds, &mut call).map(|times| (first, times))
                 });
-                let (first, seconds) = match timed {
+                let (first, times) = match timed {
                     Ok(timed) => timed,
                     Err(error) => {
                         println!("  {kernel:16} failed: {error}");
@@ -309,11 +317,14 @@ fn main() -> Result<()> {
                     let got = &got[head * s.head_dim..][..s.head_dim];
                     error = error.max(relative_l2(got.iter().zip(want).map(|(g, w)| (f64::from(*g), *w))));
                 }
+                let seconds = times[times.len() / 2];
                 let tflops = 4.0 * s.head_dim as f64 * pairs / seconds / 1e12;
                 let verdict = if error < 2e-3 { "" } else { " WRONG" };
                 println!(
-                    "  {kernel:16} {:10.3} ms {tflops:8.2} TFLOP/s  rel. L2 {error:.1e}{verdict}  (first call {:.0} ms)",
+                    "  {kernel:16} {:10.3} ms {tflops:8.2} TFLOP/s  rel. L2 {error:.1e}{verdict}  ({:.3} to {:.3} ms, first call {:.0} ms)",
                     seconds * 1e3,
+                    times[0] * 1e3,
+                    times[times.len() - 1] * 1e3,
                     first * 1e3
                 );
             }

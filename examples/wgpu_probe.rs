@@ -1,8 +1,8 @@
 //! Times the products and the small operations of the wgpu backend on this machine's best adapter, and checks the products.
 //!
-//! `cargo run --release --example wgpu_probe -- [products] [packed] [rows] [small] [--size M N K] [--tokens T]`
+//! `cargo run --release --example wgpu_probe -- [products] [packed] [rows] [small] [--size M N K] [--tokens T] [--tiles A,B]`
 //!
-//! - `products`: every tile shape on cooperative matrices, then tiers `subgroup` and `plain`; TFLOP/s, and the relative
+//! - `products`: every tile shape on cooperative matrices (or those of `--tiles` alone), then tiers `subgroup` and `plain`; TFLOP/s, and the relative
 //!   error of sampled elements against f64.
 //! - `packed`: the tile shapes for packed weights, each type.
 //! - `rows`: one to four rows, as in decoding; GB/s of weights read.
@@ -22,10 +22,11 @@ struct Arguments {
     sections: Vec<String>,
     size: [usize; 3],
     tokens: usize,
+    tiles: Vec<String>,
 }
 
 fn arguments() -> Arguments {
-    let mut found = Arguments { sections: vec![], size: [4096, 14336, 4096], tokens: 8192 };
+    let mut found = Arguments { sections: vec![], size: [4096, 14336, 4096], tokens: 8192, tiles: vec![] };
     let mut words = std::env::args().skip(1);
     let number = |word: Option<String>| {
         word.and_then(|word| word.parse().ok()).unwrap_or_else(|| {
@@ -36,6 +37,7 @@ fn arguments() -> Arguments {
     while let Some(word) = words.next() {
         match word.as_str() {
             "--size" => found.size = std::array::from_fn(|_| number(words.next())),
+            "--tiles" => found.tiles = words.next().unwrap_or_default().split(',').map(String::from).collect(),
             "--tokens" => found.tokens = number(words.next()),
             _ => found.sections.push(word),
         }
@@ -113,12 +115,16 @@ fn product_of(b: &Wgpu, name: &str, [m, n, k]: [usize; 3], dtype: DType, bytes: 
     Ok(())
 }
 
-fn products(b: &Wgpu, size: [usize; 3]) -> Result<()> {
-    for tile in b.matmul_tiles() {
+fn products(b: &Wgpu, size: [usize; 3], tiles: &[String]) -> Result<()> {
+    let chosen = |tile: &&str| tiles.is_empty() || tiles.iter().any(|name| name == tile);
+    for tile in b.matmul_tiles().into_iter().filter(chosen) {
         b.use_matmul_tile(Some(tile));
         product(b, tile, size, DType::F32)?;
     }
     b.use_matmul_tile(None);
+    if !tiles.is_empty() {
+        return Ok(());
+    }
     let [m, n, k] = size;
     for (name, size, out) in [
         ("default, f16 out", size, DType::F16),
@@ -142,11 +148,12 @@ fn products(b: &Wgpu, size: [usize; 3]) -> Result<()> {
     Ok(())
 }
 
-fn packed(b: &Wgpu, [m, n, k]: [usize; 3]) -> Result<()> {
+fn packed(b: &Wgpu, [m, n, k]: [usize; 3], tiles: &[String]) -> Result<()> {
+    let chosen = |tile: &&str| tiles.is_empty() || tiles.iter().any(|name| name == tile);
     product(b, "f16", [m, n, k], DType::F32)?;
     for dtype in PACKED {
         let bytes = random_blocks(dtype, n * k, 2, 1.0 / (k as f32).sqrt())?;
-        for tile in b.packed_matmul_tiles() {
+        for tile in b.packed_matmul_tiles().into_iter().filter(chosen) {
             b.use_matmul_tile(Some(tile));
             product_of(b, &format!("{dtype} {tile}"), [m, n, k], dtype, &bytes, DType::F32)?;
         }
@@ -247,8 +254,8 @@ fn main() -> Result<()> {
     for section in &arguments.sections {
         println!("-- {section}");
         match section.as_str() {
-            "products" => products(&b, arguments.size)?,
-            "packed" => packed(&b, arguments.size)?,
+            "products" => products(&b, arguments.size, &arguments.tiles)?,
+            "packed" => packed(&b, arguments.size, &arguments.tiles)?,
             "rows" => rows(&b, arguments.size)?,
             "small" => small(&b, arguments.tokens)?,
             other => eprintln!("no section {other}: products, packed, rows, small"),

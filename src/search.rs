@@ -4,7 +4,8 @@
 //! For each layer of a calibration prompt, read densely, patterns of every kind are brought to one cost, measured as the
 //! pairs that they really compute on these queries and keys times what a pair of that kind takes on this device. Each head
 //! takes the best of them by its output's error or by its recall. Heads whose recall stays below the threshold go on with
-//! twice the cost, and those that no sparse pattern serves below the cost of dense attention are dense.
+//! twice the cost, and those that no sparse pattern serves below the cost of dense attention are dense. A pattern that
+//! passed is narrowed to the least number that still does: doubling alone leaves up to half of the cost for nothing.
 //!
 //! [`Search`] watches a pre-fill ([`crate::engine::Engine::prefill_watched`]) and keeps a [`LayerRecord`] of each layer;
 //! [`choose`] makes a [`PatternConfig`] of the records of one or more prompts. `minference search` is both.
@@ -103,6 +104,9 @@ pub struct HeadRecord {
     pub tried: Vec<Tried>,
     /// The level at which the best kept the recall; none where dense is left.
     pub passed: Option<usize>,
+    /// That best with a smaller number, the least seen to keep the recall; none where a smaller one was not found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub narrowed: Option<Tried>,
     /// The head's attention map, [`MAP_SIDE`] rows of as many cells, a letter each: `a` is nothing, each next one twice as
     /// much up to `p`. Of the first prompt only, and only where asked for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -134,7 +138,7 @@ fn judged_rows(rows: usize) -> Vec<Range<usize>> {
 pub const MAP_SIDE: usize = 32;
 
 /// The kinds of pattern that are brought to one cost, each with one number left free.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Family {
     /// Local keys behind some first ones.
     Window,
@@ -169,6 +173,17 @@ impl Family {
         }
     }
 
+    /// Of a pattern that [`Self::pattern`] made, with its free number in keys.
+    fn of(pattern: &HeadPattern) -> Option<(Self, usize)> {
+        match *pattern {
+            HeadPattern::AShape { n_local, .. } => Some((Self::Window, n_local)),
+            HeadPattern::VerticalSlash { columns, offsets: 100 } => Some((Self::Columns, columns)),
+            HeadPattern::VerticalSlash { columns, offsets } => Some((Self::Diagonals(columns), offsets)),
+            HeadPattern::BlockSparse { top_k } => Some((Self::Blocks, top_k * BLOCK)),
+            _ => None,
+        }
+    }
+
     /// Numbers are multiples of this, in keys.
     fn step(self) -> usize {
         match self {
@@ -176,6 +191,39 @@ impl Family {
             _ => 10,
         }
     }
+}
+
+/// Steps in which a pattern that passed is narrowed. Four bring the number within a tenth of the least that keeps the
+/// recall.
+const NARROWINGS: usize = 4;
+
+/// A head's pattern on its way to the least number that keeps the recall, which lies above `low` and not above `high`.
+struct Bounds {
+    head: usize,
+    family: Family,
+    low: usize,
+    high: usize,
+    /// Of the least number so far. Why beside the number: the official conversion covers diagonals by whole blocks, so a few
+    /// less can cost a little more.
+    cost: f64,
+}
+
+impl Bounds {
+    /// The number to try next; none where the bounds have met.
+    fn middle(&self) -> Option<usize> {
+        let middle = ((self.low * self.high) as f64).sqrt() as usize;
+        let middle = middle.next_multiple_of(self.family.step());
+        (middle > self.low && middle < self.high).then_some(middle)
+    }
+}
+
+/// What a layer's candidates are compared with.
+struct Against {
+    /// Of dense attention, `[H, n]`.
+    lse: Vec<f32>,
+    /// Of dense attention, the judged rows; none under [`Objective::Recall`].
+    out: Option<Vec<f32>>,
+    rates: Rates,
 }
 
 /// What a head that is not looked at computes meanwhile.
@@ -280,67 +328,119 @@ impl<'a, B: Backend> OneLayer<'a, B> {
     /// Searches all heads. `map` draws their attention too.
     pub fn search(&mut self, b: &B, options: &SearchOptions, rates: Rates, map: bool) -> Result<LayerRecord> {
         let heads = self.shape.n_heads;
-        let causal = self.shape.causal_pairs() as f64;
-        let cost = |pattern: &HeadPattern, pairs: u64| pairs as f64 / causal * rates.of(pattern);
         self.attend(b, &vec![HeadPattern::Dense; heads])?;
-        let dense_lse = self.lse.to_f32(b)?;
-        let dense_out = match options.objective {
+        let out = match options.objective {
             Objective::Output => Some(self.judged_out(b)?),
             Objective::Recall => None,
         };
+        let against = Against { lse: self.lse.to_f32(b)?, out, rates };
         let mut records = vec![HeadRecord::default(); heads];
         if map {
-            let maps = self.maps(b, &dense_lse)?;
+            let maps = self.maps(b, &against.lse)?;
             records.iter_mut().zip(maps).for_each(|(record, map)| record.map = map);
         }
         let mut open: Vec<usize> = (0..heads).collect();
         let mut budget = options.budget;
         for level in 0.. {
-            if open.is_empty() || budget >= options.dense_from {
+            if open.is_empty() || budget > options.dense_from {
                 break;
             }
             for family in FAMILIES {
-                let Some(pattern) = self.align(b, family, budget, &open, &cost)? else { continue };
+                let Some(pattern) = self.align(b, family, budget, &open, rates)? else { continue };
                 let mut patterns = vec![IDLE; heads];
                 open.iter().for_each(|&h| patterns[h] = pattern);
-                let pairs = self.attend(b, &patterns)?;
-                let recall = kept_mass(&self.lse.to_f32(b)?, &dense_lse, heads)?;
-                let errors = match &dense_out {
-                    Some(dense) => Some(head_errors(&self.judged_out(b)?, dense, heads, self.shape.head_dim)),
-                    None => None,
-                };
-                for &h in &open {
-                    records[h].tried.push(Tried {
-                        pattern: pattern.to_string(),
-                        level,
-                        density: pairs[h] as f64 / causal,
-                        cost: cost(&pattern, pairs[h]),
-                        recall: recall[h],
-                        error: errors.as_ref().map(|errors| errors[h]),
-                    });
-                }
+                let tried = self.compare(b, &patterns, &open, level, &against)?;
+                open.iter().zip(tried).for_each(|(&h, tried)| records[h].tried.push(tried));
             }
-            open.retain(|&h| {
-                let best = best_of(&records[h].tried, level, options.objective);
-                let passes = best.is_some_and(|best| best.recall >= options.recall);
-                records[h].passed = passes.then_some(level);
-                !passes
-            });
-            budget *= 2.0;
+            let passes = |h: &usize| {
+                let best = best_of(&records[*h].tried, level, options.objective);
+                best.is_some_and(|best| best.recall >= options.recall && best.cost < 1.0)
+            };
+            let (passed, failed) = open.iter().partition::<Vec<usize>, _>(|h| passes(h));
+            passed.iter().for_each(|&h| records[h].passed = Some(level));
+            if options.recall > 0.0 {
+                self.narrow(b, options, level, &passed, &mut records, &against)?;
+            }
+            open = failed;
+            // The last step is a short one: heads that need half of dense attention would otherwise be dense.
+            budget =
+                if budget < 0.8 * options.dense_from { (2.0 * budget).min(options.dense_from) } else { f64::INFINITY };
         }
         Ok(LayerRecord { heads: records })
     }
 
-    /// A family's pattern whose mean cost over some heads comes closest to a budget; none where its least is above.
-    fn align(
-        &self,
+    /// What patterns do on some heads, one for each of these.
+    fn compare(
+        &mut self,
         b: &B,
-        family: Family,
-        budget: f64,
+        patterns: &[HeadPattern],
         heads: &[usize],
-        cost: &dyn Fn(&HeadPattern, u64) -> f64,
-    ) -> Result<Option<HeadPattern>> {
-        let keys = self.shape.kv_len;
+        level: usize,
+        against: &Against,
+    ) -> Result<Vec<Tried>> {
+        let causal = self.shape.causal_pairs() as f64;
+        let pairs = self.attend(b, patterns)?;
+        let recall = kept_mass(&self.lse.to_f32(b)?, &against.lse, self.shape.n_heads)?;
+        let errors = match &against.out {
+            Some(dense) => Some(head_errors(&self.judged_out(b)?, dense, self.shape.n_heads, self.shape.head_dim)),
+            None => None,
+        };
+        let one = |&h: &usize| Tried {
+            pattern: patterns[h].to_string(),
+            level,
+            density: pairs[h] as f64 / causal,
+            cost: pairs[h] as f64 / causal * against.rates.of(&patterns[h]),
+            recall: recall[h],
+            error: errors.as_ref().map(|errors| errors[h]),
+        };
+        Ok(heads.iter().map(one).collect())
+    }
+
+    /// Narrows what passed at a level, all heads at once. The number is looked for down to a quarter, since half of the cost
+    /// was not enough; at the first level down to the least.
+    fn narrow(
+        &mut self,
+        b: &B,
+        options: &SearchOptions,
+        level: usize,
+        heads: &[usize],
+        records: &mut [HeadRecord],
+        against: &Against,
+    ) -> Result<()> {
+        let bounds = |&head: &usize| {
+            let best = best_of(&records[head].tried, level, options.objective)?;
+            let (family, high) = Family::of(&best.pattern.parse().ok()?)?;
+            let low = if level == 0 { BLOCK } else { (high / 4).max(BLOCK) };
+            Some(Bounds { head, family, low, high, cost: best.cost })
+        };
+        let mut bounds: Vec<Bounds> = heads.iter().filter_map(bounds).collect();
+        for _ in 0..NARROWINGS {
+            bounds.retain(|bounds| bounds.middle().is_some());
+            if bounds.is_empty() {
+                break;
+            }
+            let mut patterns = vec![IDLE; self.shape.n_heads];
+            bounds.iter().for_each(|at| patterns[at.head] = at.family.pattern(at.middle().unwrap_or(at.high)));
+            let heads: Vec<usize> = bounds.iter().map(|at| at.head).collect();
+            for (at, tried) in bounds.iter_mut().zip(self.compare(b, &patterns, &heads, level, against)?) {
+                let middle = at.middle().unwrap_or(at.high);
+                if tried.recall >= options.recall {
+                    at.high = middle;
+                    if tried.cost < at.cost {
+                        at.cost = tried.cost;
+                        records[at.head].narrowed = Some(tried);
+                    }
+                } else {
+                    at.low = middle;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A family's pattern whose mean cost over some heads comes closest to a budget; none where its least is above.
+    fn align(&self, b: &B, family: Family, budget: f64, heads: &[usize], rates: Rates) -> Result<Option<HeadPattern>> {
+        let (keys, causal) = (self.shape.kv_len, self.shape.causal_pairs() as f64);
         if matches!(family, Family::Diagonals(columns) if 4 * columns > keys && columns > 30) {
             return Ok(None);
         }
@@ -349,7 +449,8 @@ impl<'a, B: Backend> OneLayer<'a, B> {
             let mut patterns = vec![IDLE; self.shape.n_heads];
             heads.iter().for_each(|&h| patterns[h] = pattern);
             let pairs = self.pairs(b, &patterns)?;
-            Ok(heads.iter().map(|&h| cost(&pattern, pairs[h])).sum::<f64>() / heads.len() as f64)
+            let pairs = heads.iter().map(|&h| pairs[h] as f64).sum::<f64>() / heads.len() as f64;
+            Ok(pairs / causal * rates.of(&pattern))
         };
         // Within a factor: the cost is not quite linear in the number, and rises with it.
         let (mut low, mut high) = (BLOCK, keys);
@@ -491,30 +592,34 @@ pub fn choose(prompts: &[BTreeMap<usize, LayerRecord>], options: &SearchOptions)
         let Some(level) = passed.and_then(|levels| levels.into_iter().max()) else { return Ok(dense.clone()) };
         // Budgets are aligned anew on each prompt, so that a pattern's numbers differ a little: families are compared, and
         // the first prompt that came to this level gives the numbers.
-        let family = |pattern: &str| -> String {
-            let parts: Vec<&str> = pattern.split(':').collect();
-            match parts[..] {
-                ["vertical_slash", _, "100"] => "columns".into(),
-                ["vertical_slash", columns, _] => format!("vertical_slash:{columns}"),
-                _ => parts[0].into(),
-            }
-        };
-        let mut families: BTreeMap<String, Vec<&Tried>> = BTreeMap::new();
+        let family = |tried: &Tried| tried.pattern.parse().ok().and_then(|p| Family::of(&p)).map(|(family, _)| family);
+        let mut families: BTreeMap<Option<Family>, Vec<&Tried>> = BTreeMap::new();
         for tried in records.iter().flat_map(|r| &r.tried).filter(|t| t.level == level) {
-            families.entry(family(&tried.pattern)).or_default().push(tried);
+            families.entry(family(tried)).or_default().push(tried);
         }
         let mean = |tried: &[&Tried], of: &dyn Fn(&Tried) -> f64| {
             tried.iter().map(|t| of(t)).sum::<f64>() / tried.len() as f64
         };
         let score = |tried: &[&Tried]| mean(tried, &|t| t.score(options.objective));
-        let best = families.values().max_by(|a, b| score(a).total_cmp(&score(b)));
-        Ok(best.map_or(dense.clone(), |tried| Choice {
+        let Some((best, aligned)) = families.into_iter().max_by(|a, b| score(&a.1).total_cmp(&score(&b.1))) else {
+            return Ok(dense.clone());
+        };
+        // Narrowed, it is what the most demanding prompt of this level needs; all of them must have narrowed this family.
+        let needing: Vec<&HeadRecord> = records.iter().copied().filter(|r| r.passed == Some(level)).collect();
+        let mut tried: Vec<&Tried> = needing.iter().filter_map(|r| r.narrowed.as_ref()).collect();
+        tried.retain(|tried| family(tried) == best);
+        if tried.len() == needing.len() {
+            tried.sort_by(|a, b| b.cost.total_cmp(&a.cost));
+        } else {
+            tried = aligned;
+        }
+        Ok(Choice {
             pattern: tried[0].pattern.clone(),
-            recall: mean(tried, &|t| t.recall),
-            density: mean(tried, &|t| t.density),
-            cost: mean(tried, &|t| t.cost),
-            error: tried[0].error.map(|_| mean(tried, &|t| t.error.unwrap_or(0.0))),
-        }))
+            recall: mean(&tried, &|t| t.recall),
+            density: mean(&tried, &|t| t.density),
+            cost: mean(&tried, &|t| t.cost),
+            error: tried[0].error.map(|_| mean(&tried, &|t| t.error.unwrap_or(0.0))),
+        })
     };
     first.iter().map(|(&layer, record)| (0..record.heads.len()).map(|h| head(layer, h)).collect()).collect()
 }
@@ -555,7 +660,7 @@ mod tests {
     }
 
     fn head(passed: Option<usize>, tried: Vec<Tried>) -> HeadRecord {
-        HeadRecord { tried, passed, map: String::new() }
+        HeadRecord { tried, passed, narrowed: None, map: String::new() }
     }
 
     #[test]
@@ -585,6 +690,37 @@ mod tests {
         // One that never passed makes it dense.
         let hard = records(vec![head(None, vec![tried("block_sparse:9", 0, 0.3, 0.7)])]);
         assert_eq!(choice(&[one, hard], &options).pattern, "dense");
+    }
+
+    #[test]
+    fn a_narrowed_pattern_is_what_the_most_demanding_prompt_needs() {
+        let options = SearchOptions::default();
+        let narrowed = |pattern: &str, cost: f64| {
+            let record = head(
+                Some(1),
+                vec![tried("vertical_slash:30:1800", 1, 0.99, 0.1), tried("block_sparse:9", 1, 0.97, 0.3)],
+            );
+            records(vec![HeadRecord { narrowed: Some(Tried { cost, ..tried(pattern, 1, 0.955, 0.15) }), ..record }])
+        };
+        let one = narrowed("vertical_slash:30:1200", 0.06);
+        let pattern = |prompts: &[_]| choose(prompts, &options).unwrap()[0][0].pattern.clone();
+        assert_eq!(pattern(std::slice::from_ref(&one)), "vertical_slash:30:1200");
+        assert_eq!(pattern(&[one.clone(), narrowed("vertical_slash:30:1500", 0.07)]), "vertical_slash:30:1500");
+        // A prompt that narrowed another family, or could not, keeps the number of the level.
+        assert_eq!(pattern(&[one.clone(), narrowed("block_sparse:5", 0.05)]), "vertical_slash:30:1800");
+        // One that passed with less asks for nothing.
+        let easy = records(vec![head(Some(0), vec![tried("a_shape:64:640", 0, 0.99, 0.0)])]);
+        assert_eq!(pattern(&[one, easy]), "vertical_slash:30:1200");
+    }
+
+    #[test]
+    fn bounds_meet_on_whole_steps() {
+        let mut at = Bounds { head: 0, family: Family::Blocks, low: 64, high: 640, cost: 0.2 };
+        assert_eq!(at.middle(), Some(256));
+        at.low = 576;
+        assert_eq!(at.middle(), None);
+        let at = Bounds { head: 0, family: Family::Diagonals(30), low: 64, high: 70, cost: 0.2 };
+        assert_eq!(at.middle(), None);
     }
 
     #[test]

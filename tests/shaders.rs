@@ -23,14 +23,13 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "expand" => (ExpandParams::FIELDS, &[]),
         "coop_layout" => (&[], &[]),
         "embed" => (EmbedParams::FIELDS, &["first_id"]),
-        "matmul" | "matmul_coop" | "matvec" => (MatmulParams::FIELDS, &[]),
+        "matmul" | "matmul_coop" | "matmul_frags" | "matvec" => (MatmulParams::FIELDS, &[]),
         "pack_kv" | "unpack_kv" => (PackKvParams::FIELDS, &[]),
         "rms_norm" => (RmsNormParams::FIELDS, &[]),
         "rope" => (RopeParams::FIELDS, &[]),
         "silu_mul" => (SiluMulParams::FIELDS, &[]),
         "attention" | "attention_rows" | "attention_coop" => (AttentionBand::FIELDS, &[]),
         "clamp_columns" => (ClampColumns::FIELDS, &[]),
-        "gather_columns" => (GatherColumns::FIELDS, &[]),
         "clip_index_keep" | "clip_index_rows" => (ClipIndexParams::FIELDS, &[]),
         "merge_attention" => (MergeBand::FIELDS, &[]),
         "decode_attention" => (DecodeBand::FIELDS, &[]),
@@ -40,7 +39,10 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         }
         "pool_blocks" => (PoolBlocksParams::FIELDS, &[]),
         "score_blocks" | "select_blocks" => (ScoreBlocksParams::FIELDS, &[]),
-        "score_last_queries_rows" | "score_last_queries_sums" => (LastQueriesBand::FIELDS, &[]),
+        "score_last_queries_rows"
+        | "score_last_queries_rows_coop"
+        | "score_last_queries_sums"
+        | "score_last_queries_sums_coop" => (LastQueriesBand::FIELDS, &[]),
         "score_last_queries_merge" => (LastQueriesMerge::FIELDS, &[]),
         "select_top_k" => (SelectTopKParams::FIELDS, &[]),
         "count_by_mass" => (CountByMassParams::FIELDS, &[]),

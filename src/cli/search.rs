@@ -311,9 +311,9 @@ fn html_report(
                 escape(&choice.pattern),
                 choice.recall,
                 choice.density,
-                record.tried.len()
+                record.tried.iter().chain(&record.narrowed).count()
             );
-            for tried in &record.tried {
+            for tried in record.tried.iter().chain(&record.narrowed) {
                 let error = tried.error.map_or(String::new(), |e| format!("{e:.3}"));
                 let _ = write!(
                     out,

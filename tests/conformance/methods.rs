@@ -203,6 +203,7 @@ fn search_is_the_papers_cpu() {
         });
         all[h]
     };
+    let mut narrower = 0;
     for objective in [Objective::Output, Objective::Recall] {
         let options = SearchOptions { objective, budget: 0.25, recall: 0.9, dense_from: 0.8 };
         let layer = AttentionCall { shape: call.shape, q: call.q.view(), k: call.k.view(), v: call.v.view() };
@@ -238,10 +239,23 @@ fn search_is_the_papers_cpu() {
                 }
             }
             assert_eq!(tried.passed, passed, "head {h}");
+            if let Some(narrowed) = &tried.narrowed {
+                let [recall, _, density] = judge(&narrowed.pattern, h);
+                let [_, _, aligned] = judge(&choice, h);
+                assert!((narrowed.recall - recall).abs() < 1e-5, "head {h} {}: recall {recall}", narrowed.pattern);
+                assert!(
+                    recall >= options.recall - 1e-5 && density <= aligned,
+                    "head {h} {}: {recall} at {density}, {choice} at {aligned}",
+                    narrowed.pattern
+                );
+                narrower += usize::from(density < aligned);
+                choice.clone_from(&narrowed.pattern);
+            }
             assert_eq!(choices[0][h].pattern, choice, "head {h}");
         }
         check_alignment(&call, &options, &record);
     }
+    assert!(narrower > 0, "nothing was narrowed");
 }
 
 /// A pattern with its free number one step down or up, as the search counts.
@@ -269,7 +283,7 @@ fn check_alignment(call: &Call<Cpu>, options: &SearchOptions, record: &search::L
         open.iter().map(|&h| pairs(h) as f64).sum::<f64>() / open.len() as f64 / call.shape.causal_pairs() as f64
     };
     for level in 0.. {
-        let budget = options.budget * 2f64.powi(level as i32);
+        let budget = (options.budget * 2f64.powi(level as i32)).min(options.dense_from);
         let tried_at = |h: &usize| record.heads[*h].tried.iter().filter(|t| t.level == level);
         let open: Vec<usize> = (0..record.heads.len()).filter(|h| tried_at(h).next().is_some()).collect();
         if open.is_empty() {

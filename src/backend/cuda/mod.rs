@@ -12,7 +12,7 @@
 //! | the operations | `elementwise.rs`, `estimate.rs`, `attention.rs` |
 //!
 //! To work inside another engine, open it on that engine's stream ([`Cuda::on_stream`]) and wrap its tensors
-//! ([`CudaBuffer::from_raw`], [`crate::tensor::Tensor::from_buffer`]).
+//! ([`CudaBuffer::from_raw`], [`crate::tensor::Tensor::from_buffer`]): `examples/embed_cuda.rs`.
 
 mod attention;
 pub mod compile;

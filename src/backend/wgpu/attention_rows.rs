@@ -1,6 +1,6 @@
 //! The forms of the attention kernel on cooperative matrices whose layout is known: `attention_rows.wgsl`.
 
-use super::attention::{HEAD_DIMS, columns};
+use super::attention::HEAD_DIMS;
 use super::buffer::Binding;
 use super::link::Specialisation;
 use super::{Tier, Traits, Wgpu};
@@ -77,7 +77,7 @@ impl RowsVariant {
             && self.tile_rows() * (2 * head_dim + 16) <= traits.workgroup_bytes
     }
 
-    pub(super) fn specialisation(&self, traits: &Traits, head_dim: u32, out: DType, compact: bool) -> Specialisation {
+    pub(super) fn specialisation(&self, traits: &Traits, head_dim: u32, out: DType) -> Specialisation {
         Specialisation::new("attention_rows", traits)
             .cooperative()
             .constant("HEAD_DIM", head_dim)
@@ -102,7 +102,7 @@ impl RowsVariant {
             .with("coop_stage_words")
             .alias("KvUnit", "vec4<u32>")
             .constant("KV_LANES", 8)
-            .with(columns(compact))
+            .with("columns_direct")
             .by_rows()
             .matrices_of_words()
     }
@@ -114,7 +114,7 @@ pub(super) fn may_have_rows(traits: &Traits) -> bool {
 }
 
 pub(super) fn layout(traits: &Traits) -> Specialisation {
-    Specialisation::new("coop_layout", traits).cooperative().with("invocation_subgroup").by_rows()
+    Specialisation::new("coop_layout", traits).cooperative().with("invocation_subgroup").by_rows().by_words()
 }
 
 /// Asks a device whether it does. Any failure is a no: other kernels do not depend on it.
@@ -123,21 +123,27 @@ pub(super) fn has_rows(b: &Wgpu) -> bool {
         return false;
     }
     let ask = || -> Result<Vec<f32>> {
-        let buffer = b.create_buffer(4 * 512, false)?;
-        let binding = Binding { buffer: &buffer, byte_offset: 0, byte_len: 4 * 512, dtype: DType::F32, lanes: 1 };
+        let bytes = 4 * 768;
+        let buffer = b.create_buffer(bytes, false)?;
+        let byte_len = bytes as u64;
+        let binding = Binding { buffer: &buffer, byte_offset: 0, byte_len, dtype: DType::F32, lanes: 1 };
         b.dispatch(&layout(&b.context.traits), &(), &[binding], [1; 3])?;
-        Ok(bytemuck::pod_collect_to_vec(&b.download_bytes(&buffer, 0..4 * 512)?))
+        Ok(bytemuck::pod_collect_to_vec(&b.download_bytes(&buffer, 0..bytes)?))
     };
     ask().is_ok_and(|found| found.iter().map(|&place| place as usize).eq(expected_layout()))
 }
 
-/// What `coop_layout.wgsl` finds where fragments lie as `coop_rows.wgsl` says.
+/// What `coop_layout.wgsl` finds where fragments lie as `coop_rows.wgsl` and `coop_words.wgsl` say.
 fn expected_layout() -> impl Iterator<Item = usize> {
     let elements = (0..32).flat_map(|lane| {
         let place = move |i: usize| (lane / 4 + i / 4 * 8) * 16 + lane % 4 * 2 + i % 2 + i / 2 % 2 * 8;
         (0..8).map(place)
     });
-    elements.chain(0..256)
+    let right = (0..256).map(|place| {
+        let (row, column) = (place / 16, place % 16);
+        8 * (column % 8 * 4 + row % 8 / 2) + 4 * (column / 8) + 2 * (row / 8) + row % 2
+    });
+    elements.chain(0..256).chain(right)
 }
 
 pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
@@ -146,9 +152,7 @@ pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
     }
     for head_dim in HEAD_DIMS {
         for variant in RowsVariant::all(traits, head_dim) {
-            for compact in [false, true] {
-                list.extend(traits.act_or_f32().map(|out| variant.specialisation(traits, head_dim, out, compact)));
-            }
+            list.extend(traits.act_or_f32().map(|out| variant.specialisation(traits, head_dim, out)));
         }
     }
 }

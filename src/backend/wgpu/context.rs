@@ -492,7 +492,7 @@ impl Context {
                 source: wgpu::ShaderSource::Naga(std::borrow::Cow::Owned(module.ir)),
             };
             let shader = if let Some(words) = spirv {
-                // SAFETY: naga's own SPIR-V of a module it validated, with three function bodies put in that touch
+                // SAFETY: naga's own SPIR-V of a module it validated, with the bodies of `elements.rs` put in that touch
                 // nothing but their parameter; entry point and workgroup size are the module's, and the bindings the
                 // layout's below. For what the kernel indexes, see below.
                 unsafe {

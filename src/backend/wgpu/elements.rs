@@ -1,11 +1,12 @@
 //! Element by element operations on cooperative matrices, which SPIR-V has and WGSL has not.
 //!
-//! `shaders/shared/coop_rows.wgsl` declares them as functions with empty bodies. naga writes the module as SPIR-V, and
-//! [`splice`] puts the real bodies in, found by name: loads and stores of the elements that a lane holds (`OpAccessChain`
-//! into a matrix), unrolled, with a conversion where the matrix is of f16. Which elements those are is the driver's
-//! affair: `attention_rows.rs` asks the device before it relies on it.
+//! `shaders/shared/coop_rows.wgsl` and `coop_words.wgsl` declare them as functions with empty bodies. naga writes the
+//! module as SPIR-V, and [`splice`] puts the real bodies in, found by name: loads and stores of the elements that a lane
+//! holds (`OpAccessChain` into a matrix), unrolled, with a conversion where the matrix is of f16. Which elements those are
+//! is the driver's affair: `attention_rows.rs` asks the device before it relies on it.
 //!
-//! With them scores, their exponentials and the operand of the second product stay in registers.
+//! With them scores, their exponentials and the operand of the second product stay in registers, and operands can come
+//! from memory in whatever order a kernel keeps them in.
 
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 const NAME: u32 = 5;
 const TYPE_INT: u32 = 21;
 const TYPE_FLOAT: u32 = 22;
+const TYPE_VECTOR: u32 = 23;
 const TYPE_STRUCT: u32 = 30;
 const TYPE_POINTER: u32 = 32;
 const CONSTANT: u32 = 43;
@@ -27,6 +29,7 @@ const ACCESS_CHAIN: u32 = 65;
 const COMPOSITE_CONSTRUCT: u32 = 80;
 const COMPOSITE_EXTRACT: u32 = 81;
 const F_CONVERT: u32 = 115;
+const BITCAST: u32 = 124;
 const LABEL: u32 = 248;
 const TYPE_COOPERATIVE_MATRIX: u32 = 4456;
 const COOPERATIVE_MATRIX_LOAD: u32 = 4457;
@@ -42,12 +45,15 @@ enum Operation {
     Elements,
     Accumulator,
     Operand,
+    Words,
 }
 
-const FUNCTIONS: [(&str, Operation); 3] = [
+const FUNCTIONS: [(&str, Operation); 5] = [
     ("elements_of", Operation::Elements),
     ("accumulator_of", Operation::Accumulator),
     ("operand_of", Operation::Operand),
+    ("left_of", Operation::Words),
+    ("right_of", Operation::Words),
 ];
 
 /// An instruction: where it begins, and its words, the first being length and code.
@@ -103,6 +109,13 @@ impl Ids {
         self.next - 1
     }
 
+    /// A vector type that the module has not.
+    fn vector(&mut self, of: u32, length: u32) -> u32 {
+        let id = self.fresh();
+        push(&mut self.declared, TYPE_VECTOR, &[id, of, length]);
+        id
+    }
+
     /// A pointer to a variable of this type. SPIR-V allows several pointer types of one kind.
     fn pointer(&mut self, to: u32) -> u32 {
         if let Some(&id) = self.pointers.get(&to) {
@@ -115,7 +128,7 @@ impl Ids {
     }
 }
 
-/// Puts the bodies of `shared/coop_rows.wgsl` into a module that naga wrote with names; a lane holds `elements` of a
+/// Puts the bodies of `shared/coop_rows.wgsl` and `coop_words.wgsl` into a module that naga wrote with names; a lane holds `elements` of a
 /// fragment.
 pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
     let all = instructions(words)?;
@@ -151,6 +164,7 @@ pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
     };
     // First the bodies, which declare pointer types, then the module around them.
     let mut bodies = Vec::new();
+    let mut pair = None;
     for (i, instruction) in all.iter().enumerate().filter(|(_, i)| i.code() == FUNCTION) {
         let Some((_, operation)) = functions.iter().find(|(id, _)| *id == instruction.words[2]) else { continue };
         let parameter = all.get(i + 1).filter(|p| p.code() == FUNCTION_PARAMETER);
@@ -166,6 +180,12 @@ pub(super) fn splice(words: &[u32], elements: u32) -> Result<Vec<u32>> {
             Operation::Operand => {
                 let half = find(TYPE_FLOAT, &|w| w[2] == 16).ok_or_else(|| missing("type f16"))?;
                 fragment_of(&mut ids, result, Some(half), given[1])
+            }
+            Operation::Words => {
+                let half = find(TYPE_FLOAT, &|w| w[2] == 16).ok_or_else(|| missing("type f16"))?;
+                let known = find(TYPE_VECTOR, &|w| w[2..] == [half, 2]);
+                let both = *pair.get_or_insert_with(|| known.unwrap_or_else(|| ids.vector(half, 2)));
+                words_of(&mut ids, result, [uint, half, both], given[1])
             }
         };
         bodies.push((parameter.at + parameter.words.len(), end.at, body));
@@ -261,6 +281,29 @@ fn fragment_of(ids: &mut Ids, matrix: u32, half: Option<u32>, parameter: u32) ->
     out
 }
 
+/// A matrix of f16 from a vector of four words that hold two elements each.
+fn words_of(ids: &mut Ids, matrix: u32, [uint, half, pair]: [u32; 3], parameter: u32) -> Vec<u32> {
+    let mut out = Vec::new();
+    push(&mut out, LABEL, &[ids.fresh()]);
+    let (matrix_pointer, element_pointer, variable) = (ids.pointer(matrix), ids.pointer(half), ids.fresh());
+    push(&mut out, VARIABLE, &[matrix_pointer, variable, STORAGE_FUNCTION]);
+    for (word, indices) in (0..).zip(ids.indices.clone().chunks(2)) {
+        let (bits, both) = (ids.fresh(), ids.fresh());
+        push(&mut out, COMPOSITE_EXTRACT, &[uint, bits, parameter, word]);
+        push(&mut out, BITCAST, &[pair, both, bits]);
+        for (i, index) in (0..).zip(indices) {
+            let (element, place) = (ids.fresh(), ids.fresh());
+            push(&mut out, COMPOSITE_EXTRACT, &[half, element, both, i]);
+            push(&mut out, ACCESS_CHAIN, &[element_pointer, place, variable, *index]);
+            push(&mut out, STORE, &[place, element]);
+        }
+    }
+    let id = ids.fresh();
+    push(&mut out, LOAD, &[matrix, id, variable]);
+    push(&mut out, RETURN_VALUE, &[id]);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,7 +316,7 @@ mod tests {
         let words = layout(traits).module().unwrap().spirv().unwrap();
         let all = instructions(&words).unwrap();
         let named = |name: &str| all.iter().find(|i| i.code() == NAME && text(&i.words[2..]) == name).unwrap().words[1];
-        for (name, loads, stores) in [("elements_of", 8, 1), ("operand_of", 1, 8)] {
+        for (name, loads, stores) in [("elements_of", 8, 1), ("operand_of", 1, 8), ("right_of", 1, 8)] {
             let first = all.iter().position(|i| i.code() == FUNCTION && i.words[2] == named(name)).unwrap();
             let end = all[first..].iter().position(|i| i.code() == FUNCTION_END).unwrap();
             let count = |code| all[first..first + end].iter().filter(|i| i.code() == code).count();

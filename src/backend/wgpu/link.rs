@@ -21,22 +21,23 @@ macro_rules! sources {
 /// Kernels by stem. Every file of `shaders/` is here: a test compares.
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
     "add" "append_kv" "attention" "attention_coop" "attention_rows" "build_index_dense" "build_index_keep"
-    "build_index_place" "build_index_rows" "cast" "clamp_columns" "clip_index_keep" "clip_index_rows" "coop_layout" "count_by_mass"
-    "decode_attention" "decode_attention_merge" "embed" "expand" "gather_columns" "group_offsets" "matmul" "matmul_coop" "matvec"
-    "merge_attention" "pack_kv" "pool_blocks" "rms_norm" "rope" "score_blocks" "score_last_queries_merge"
-    "score_last_queries_rows" "score_last_queries_sums" "select_blocks" "select_top_k" "select_weighed_blocks"
+    "build_index_place" "build_index_rows" "cast" "clamp_columns" "clip_index_keep" "clip_index_rows" "coop_layout"
+    "count_by_mass" "decode_attention" "decode_attention_merge" "embed" "expand" "group_offsets"
+    "matmul" "matmul_coop" "matmul_frags" "matvec" "merge_attention" "pack_kv" "pool_blocks" "rms_norm" "rope"
+    "score_blocks" "score_last_queries_merge" "score_last_queries_rows" "score_last_queries_rows_coop"
+    "score_last_queries_sums" "score_last_queries_sums_coop" "select_blocks" "select_top_k" "select_weighed_blocks"
     "settle_heads" "silu_mul" "unpack_kv" "weigh_blocks");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "columns_compact" "columns_direct" "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar" "coop_tiles_vec4" "coop_walk" "dot_tile"
-    "eight_f16" "eight_words" "input8_vec4" "input8_wide" "input8_words" "input_scalar" "input_vec4" "invocation"
-    "invocation_subgroup" "lanes_1" "lanes_4" "last_tile_dot" "last_tile_rows" "mass" "matmul_out"
-    "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32" "packed" "packed_q4_0" "packed_q4_k" "packed_q6_k"
-    "packed_q8_0" "packed_words" "radix_select" "reduce_subgroup" "reduce_workgroup" "rows16_subgroup"
-    "rows16_workgroup" "scan_subgroup" "scan_workgroup" "stage_scalar" "stage_vec4" "stage_words" "team_subgroup"
-    "team_workgroup" "tile_order" "unpack_early" "unpack_late" "unpack_none" "weight8_vec4" "weight8_wide"
-    "weight8_words" "weight_bf16" "weight_f16_packed"
+    "columns_direct" "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar"
+    "coop_tiles_vec4" "coop_walk" "coop_words" "dot_tile" "eight_f16" "eight_words" "input8_vec4" "input8_wide"
+    "input8_words" "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4"
+    "last_tile_dot" "last_tile_keys" "mass" "matmul_out" "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32"
+    "packed" "packed_q4_0" "packed_q4_k" "packed_q6_k" "packed_q8_0" "packed_words" "radix_select" "reduce_subgroup"
+    "reduce_workgroup" "rows16_subgroup" "rows16_workgroup" "scan_subgroup" "scan_workgroup" "stage_scalar"
+    "stage_vec4" "stage_words" "team_subgroup" "team_workgroup" "tile_order" "unpack_early" "unpack_late"
+    "unpack_none" "weight8_vec4" "weight8_wide" "weight8_words" "weight_bf16" "weight_f16_packed"
     "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
 
 /// A number that changes with any shader (64-bit FNV-1a).
@@ -184,6 +185,11 @@ impl Specialisation {
     pub(super) fn by_rows(mut self) -> Self {
         self.elements = 8;
         self.with("coop_rows")
+    }
+
+    /// Makes operands of words of known layout: see [`Module::spirv`].
+    pub(super) fn by_words(self) -> Self {
+        self.with("coop_words")
     }
 
     /// Loads matrices of f16 from words: see [`Module::spirv`].

@@ -1,6 +1,8 @@
-//! Products with a weight matrix: decoding rows by `matvec`, the rest in tiles, on cooperative matrices (`matmul_coop`)
-//! where the device has them and the inner length allows, else in registers (`matmul`).
+//! Products with a weight matrix: decoding rows by `matvec`, the rest in tiles, on cooperative matrices (`matmul_coop` or,
+//! where their layout is known, `matmul_frags`) where the device has them and the inner length allows, else in registers
+//! (`matmul`).
 
+use super::attention_rows::may_have_rows;
 use super::buffer::{Binding, lanes};
 use super::context::lock;
 use super::launch::ExpandParams;
@@ -26,8 +28,8 @@ fn matvec_teams(traits: &Traits) -> u32 {
     if traits.subgroups() { matvec_workgroup(traits) / traits.subgroup_max } else { 1 }
 }
 
-/// So many groups occupy a large device: an H100 has 132 processors.
-const ENOUGH_GROUPS: u32 = 120;
+/// So many groups occupy a large device: an H100 has 132 processors, and 96 large tiles took 0.8 of the time of 192 halves.
+const ENOUGH_GROUPS: u32 = 90;
 
 /// From so many rows on packed weights are unpacked to f16 first, part by part: every tile of rows would do it again. On an
 /// H100 4096 rows of Q4_0 take 40 % longer with unpacking in the tile, and writing the matrix once costs a tenth of that.
@@ -73,6 +75,8 @@ enum Units {
     Matrix,
     /// Four words, 16 bytes with one instruction everywhere: in SPIR-V alone can matrices be loaded from there.
     Words,
+    /// Four words, in workgroup memory as lanes hold them of operands: `matmul_frags`.
+    Frags,
 }
 
 macro_rules! tiles {
@@ -94,10 +98,17 @@ macro_rules! tiles {
 const TILES: &[Tile] = tiles! {
     Never
     // name: matrix size, fragments, subgroups, inner length, stages, units
-    // 4096 x 14336 x 4096 on an H100: 273, 268, 264 and, of those without SPIR-V of our own, 163 TFLOP/s; the rest 57 to 193.
+    // 4096 x 14336 x 4096 on an H100: 290, 289, 274, 268, 264 and, of those without SPIR-V of our own, 163 TFLOP/s; the rest 57 to
+    // 193. Frags with a longer step or two stages: 128x256x64x1 284, 128x256x32x2 263, 128x128x64x1 221, 128x128x32x2 168.
+    "128x128x32x1f": 16, [4, 4], [2, 2], 32, 1, Frags;
+    "128x256x32x1f": 16, [4, 4], [2, 4], 32, 1, Frags;
     "128x128x64x1u": 16, [4, 4], [2, 2], 64, 1, Words;
     "128x128x32x1u": 16, [4, 4], [2, 2], 32, 1, Words;
     "128x256x32x1u": 16, [4, 4], [2, 4], 32, 1, Words;
+    // For few groups. 1024 x 1536 x 2048 and 64 x 4096 x 14336: 0.086, 0.242 ms and 0.092, 0.220 ms; the first of all
+    // 0.070, 0.266; the best of the rest 0.111, 0.282; registers 0.376, 1.731.
+    "64x128x64x1u": 16, [2, 4], [2, 2], 64, 1, Words;
+    "64x64x64x1u": 16, [2, 2], [2, 2], 64, 1, Words;
     "128x256x32x1": 16, [4, 4], [2, 4], 32, 1, Vectors;
     "128x256x16x2": 16, [4, 4], [2, 4], 16, 2, Vectors;
     "128x256x16x2w": 16, [4, 4], [2, 4], 16, 2, Matrix;
@@ -126,8 +137,6 @@ const TILES: &[Tile] = tiles! {
     "64x256x32x1": 16, [4, 4], [1, 4], 32, 1, Vectors;
     "64x128x32x2": 16, [4, 4], [1, 2], 32, 2, Vectors;
     "64x64x64x2": 16, [2, 2], [2, 2], 64, 2, Vectors;
-    "64x128x64x1u": 16, [2, 4], [2, 2], 64, 1, Words;
-    "64x64x64x1u": 16, [2, 2], [2, 2], 64, 1, Words;
     "64x64x16x2": 8, [4, 4], [2, 2], 16, 2, Vectors;
     "64x64x32x1": 8, [4, 4], [2, 2], 32, 1, Vectors;
     "64x64x16x2u": 8, [4, 4], [2, 2], 16, 2, Words;
@@ -175,6 +184,10 @@ impl Tile {
     /// and not so many elements a lane that its registers overflow.
     fn fits(&self, traits: &Traits) -> bool {
         let subgroups = self.subgroups[0] * self.subgroups[1];
+        if self.units == Units::Frags {
+            let staged = 2 * self.stages * (self.rows() + self.columns()) * self.block_k;
+            return may_have_rows(traits) && staged <= traits.workgroup_bytes;
+        }
         let staged = 2 * self.stages * (self.rows() + self.columns()) * (self.block_k + 8);
         let spread = 4 * subgroups * self.matrix * self.matrix;
         let passes = [self.rows(), self.columns()].map(|rows| self.passes(traits, rows));
@@ -193,6 +206,13 @@ impl Tile {
             _ => [&[], &[]],
         };
         first.iter().chain(second).filter(move |tile| tile.fits(&traits))
+    }
+}
+
+impl Tile {
+    /// Those that this device can run.
+    pub(super) fn offered(b: &Wgpu, weights: DType) -> impl Iterator<Item = &'static Tile> + use<'_> {
+        Self::all(&b.context.traits, weights).filter(|tile| tile.units != Units::Frags || b.has_rows())
     }
 }
 
@@ -245,11 +265,14 @@ impl Operands {
 
     /// On cooperative matrices, storing `lanes` columns at a time.
     fn cooperative(&self, traits: &Traits, tile: &Tile, lanes: u64) -> Specialisation {
-        let kernel = Specialisation::new("matmul_coop", traits).cooperative().constant("MATRIX", tile.matrix);
+        let frags = tile.units == Units::Frags;
+        let name = if frags { "matmul_frags" } else { "matmul_coop" };
+        let kernel = Specialisation::new(name, traits).cooperative().constant("MATRIX", tile.matrix);
         let kernel = match tile.units {
             Units::Vectors => kernel.read("In", DType::F16, 4).with("input8_vec4"),
             Units::Matrix => kernel.read("In", DType::F16, 8).with("input8_wide"),
             Units::Words => kernel.alias("In", "vec4<u32>").with("input8_words").matrices_of_words(),
+            Units::Frags => kernel.alias("In", "vec4<u32>").with("input8_words").by_rows().by_words(),
         };
         let kernel = match kernel.clone().packed(self.w) {
             Some(kernel) => {
@@ -259,16 +282,18 @@ impl Operands {
             None => match tile.units {
                 Units::Vectors => kernel.read("Weight", DType::F16, 4).with("weight8_vec4"),
                 Units::Matrix => kernel.read("Weight", DType::F16, 8).with("weight8_wide"),
-                Units::Words => kernel.alias("Weight", "vec4<u32>").with("weight8_words"),
+                Units::Words | Units::Frags => kernel.alias("Weight", "vec4<u32>").with("weight8_words"),
             }
             .with("unpack_none"),
         };
         let stage = match tile.units {
-            Units::Words => "stage_words",
+            Units::Frags => None,
+            Units::Words => Some("stage_words"),
             // Metal's matrix loads take pointers to scalars; the 8 x 8 tier is Metal's.
-            _ if tile.matrix == 8 => "stage_scalar",
-            _ => "stage_vec4",
+            _ if tile.matrix == 8 => Some("stage_scalar"),
+            _ => Some("stage_vec4"),
         };
+        let kernel = stage.into_iter().fold(kernel, Specialisation::with);
         kernel
             .constant("SUBGROUP", traits.subgroup_max)
             .constant("FRAGMENTS_M", tile.fragments[0])
@@ -277,9 +302,8 @@ impl Operands {
             .constant("SUBGROUPS_N", tile.subgroups[1])
             .constant("BLOCK_K", tile.block_k)
             .constant("STAGES", tile.stages)
-            .constant("X_PASSES", tile.passes(traits, tile.rows()))
+            .constant("X_PASSES", tile.passes(traits, tile.rows()) / if frags { 2 } else { 1 })
             .constant("W_PASSES", tile.passes(traits, tile.columns()))
-            .with(stage)
             .constant("BIAS", u32::from(self.bias))
             .write(self.out, lanes)
             .lanes(lanes)
@@ -383,11 +407,12 @@ fn product_form(b: &Wgpu, weights: DType, p: &MatmulParams, try_now: bool) -> Op
 
 fn tried(b: &Wgpu, subject: Subject) -> Option<String> {
     let Subject::Product { weights, size } = subject else { return None };
-    b.form_of(subject, || candidates(&b.context.traits, weights, size), |b, scale| trial(b, weights, size, scale))
+    b.form_of(subject, || candidates(b, weights, size), |b, scale| trial(b, weights, size, scale))
 }
 
 /// The forms worth trying, the one that runs otherwise first.
-fn candidates(traits: &Traits, weights: DType, size: ProductSize) -> Vec<Candidate> {
+fn candidates(b: &Wgpu, weights: DType, size: ProductSize) -> Vec<Candidate> {
+    let traits = &b.context.traits;
     let out = DType::F32;
     let w_lanes = if weights.is_quantized() { 1 } else { 4 };
     let operands = Operands { w: weights, x_lanes: 4, w_lanes, bias: false, out };
@@ -399,7 +424,7 @@ fn candidates(traits: &Traits, weights: DType, size: ProductSize) -> Vec<Candida
         name: tile.name.to_owned(),
         specialisations: vec![operands.cooperative(traits, tile, 4)],
     };
-    let all = || Tile::all(traits, weights);
+    let all = || Tile::offered(b, weights);
     if all().next().is_none() {
         let mut list: Vec<_> = REGISTERS.iter().map(|(name, _)| registers(name)).collect();
         if size != ProductSize::FewRows {
@@ -412,13 +437,13 @@ fn candidates(traits: &Traits, weights: DType, size: ProductSize) -> Vec<Candida
         return list;
     }
     if size != ProductSize::Large {
-        // The smallest, one of which runs otherwise, the first of the large ones, and no matrices at all.
+        // The smallest, one of which runs otherwise, and the first of the large ones.
         let mut tiles: Vec<_> = all().collect();
         let first = tiles.first().copied();
         tiles.sort_by_key(|tile| tile.rows() * tile.columns());
-        tiles.truncate(5);
+        tiles.truncate(4);
         tiles.extend(first.filter(|first| !tiles.contains(first)));
-        return tiles.into_iter().map(cooperative).chain([registers(REGISTERS[0].0)]).collect();
+        return tiles.into_iter().map(cooperative).collect();
     }
     let expand = weights
         .is_quantized()
@@ -456,9 +481,9 @@ impl Trial for ProductTrial {
 
 fn trial(b: &Wgpu, weights: DType, size: ProductSize, scale: usize) -> Result<Box<dyn Trial>> {
     let [m, n, k] = match size {
-        ProductSize::FewRows => [[64, 512, 512], [64, 2048, 2048], [64, 4096, 14336]][scale],
-        ProductSize::Small => [[256, 512, 512], [512, 1024, 1024], [1024, 1536, 2048]][scale],
-        ProductSize::Large => [[256, 512, 512], [512, 1536, 1536], [2048, 4096, 4096]][scale],
+        ProductSize::FewRows => [[64, 512, 512], [64, 2048, 2048], [64, 4096, 4096], [64, 4096, 14336]][scale],
+        ProductSize::Small => [[256, 512, 512], [512, 1024, 1024], [1024, 1536, 2048], [1024, 1536, 8960]][scale],
+        ProductSize::Large => [[256, 512, 512], [512, 1536, 1536], [2048, 4096, 4096], [4096, 8192, 4096]][scale],
     };
     let w = match weights.is_quantized() {
         // 16 rows over and over.
@@ -481,7 +506,7 @@ pub(super) fn choices(b: &Wgpu) -> String {
         return tile.to_owned();
     }
     let subject = Subject::Product { weights: DType::F16, size: ProductSize::Large };
-    let first = Tile::all(&b.context.traits, DType::F16).next().map_or(REGISTERS[1].0, |tile| tile.name);
+    let first = Tile::offered(b, DType::F16).next().map_or(REGISTERS[1].0, |tile| tile.name);
     let first = tried(b, subject).unwrap_or(first.to_owned());
     let others = b.context.tuner.choices().into_iter().filter_map(|(what, choice)| {
         let what = what.strip_prefix("product-").filter(|what| *what != "f16-large")?;
@@ -599,7 +624,7 @@ fn cooperative_tile(
         return None;
     }
     let usable = |tile: &&Tile| p.k.is_multiple_of(tile.block_k);
-    let all = || Tile::all(&b.context.traits, operands.w);
+    let all = || Tile::offered(b, operands.w);
     if let Some(name) = *lock(&b.matmul_tile)
         && all().any(|tile| tile.name == name)
     {

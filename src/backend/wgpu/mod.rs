@@ -42,7 +42,7 @@ mod silu_mul;
 mod tune;
 mod unroll;
 
-pub use attention::{AttentionForm, AttentionKernel, COPY_BYTES};
+pub use attention::AttentionKernel;
 pub use attention_coop::CoopVariant;
 pub use attention_rows::RowsVariant;
 pub use buffer::Buffer;
@@ -225,7 +225,7 @@ pub struct Wgpu {
     /// Bound where an operation has no operand for a binding.
     placeholder: Buffer,
     /// What [`Wgpu::use_attention_kernel`] set.
-    attention: Mutex<Option<AttentionForm>>,
+    attention: Mutex<Option<AttentionKernel>>,
     /// Whether fragments lie as `attention_rows` expects, once asked.
     has_rows: OnceLock<bool>,
 }
@@ -289,12 +289,12 @@ impl Wgpu {
 
     /// Names of the tile shapes that products on cooperative matrices can have here, the default first.
     pub fn matmul_tiles(&self) -> Vec<&'static str> {
-        matmul::Tile::all(&self.context.traits, DType::F16).map(|tile| tile.name).collect()
+        matmul::Tile::offered(self, DType::F16).map(|tile| tile.name).collect()
     }
 
     /// The same for products with packed weights.
     pub fn packed_matmul_tiles(&self) -> Vec<&'static str> {
-        matmul::Tile::all(&self.context.traits, DType::Q4K).map(|tile| tile.name).collect()
+        matmul::Tile::offered(self, DType::Q4K).map(|tile| tile.name).collect()
     }
 
     /// Makes products use one of [`Wgpu::matmul_tiles`] wherever its inner length allows, or the default again.
@@ -321,7 +321,7 @@ impl Backend for Wgpu {
 
     fn kernel_choice(&self, head_dim: usize) -> String {
         let head_dim = attention::kernel_head_dim(head_dim as u32);
-        let forms = tune::Walk::ALL.map(|walk| (walk.name(), self.attention_form(head_dim, walk, true).to_string()));
+        let forms = tune::Walk::ALL.map(|walk| (walk.name(), self.attention_kernel(head_dim, walk, true)));
         let attention = forms.map(|(walk, form)| format!("{walk} {form}")).join(", ");
         format!("attention {attention}; products {}", matmul::choices(self))
     }
@@ -364,6 +364,10 @@ impl Backend for Wgpu {
 
     async fn download(&self, buffer: &Buffer, bytes: Range<usize>) -> Result<Vec<u8>> {
         self.download_bytes(buffer, bytes)
+    }
+
+    async fn download_all(&self, parts: &[(&Buffer, Range<usize>)]) -> Result<Vec<Vec<u8>>> {
+        self.download_parts(parts)
     }
 
     fn flush(&self) -> Result<()> {
