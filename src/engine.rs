@@ -368,6 +368,9 @@ impl<B: Backend> Engine<B> {
             if self.options.interrupt.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
+            if self.ids.len() >= self.config().max_positions {
+                break;
+            }
             // The last token's own logits would be thrown away.
             if answer.ids.len() < max_new {
                 logits = self.decode(id)?.into();
