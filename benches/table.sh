@@ -4,7 +4,7 @@
 #
 #   benches/table.sh [OUT.md]
 #
-#   DEVICES="wgpu cuda"  LENGTHS="8192 32768 131072"  LAYERS=4 (of the 8B shape; 32 is all of it)  REPEAT=10
+#   DEVICES="wgpu cuda"  LENGTHS="8192 32768 131072"  REPEAT=10  LAYERS=4 (of MODEL; 32 is all of llama-3-8b-262k)
 #   MINFERENCE, MATMUL, ESTIMATE: the program and the bench binaries (default: built here, with the feature cuda)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,12 +23,18 @@ common=(--lengths "${lengths// /,}" "${devices[@]}" --format md)
 # Criterion's lines as rows: `group/size/case/device  time: [low median high]`, or `not run`.
 rows() {
     printf '| case | device | ms |\n| --- | --- | --- |\n'
-    awk '
+    awk -v lengths=" $lengths " '
         function row(id, value,   part, n) {
             n = split(id, part, "/")
             printf "| %s %s %s | %s | %s |\n", part[1], part[2], part[3], part[n], value
         }
-        /: not run: / { split($0, half, ": not run: "); row(half[1], "not run: " half[2]); next }
+        /: not run: / { # of the lengths asked for
+            split($1, at, "/")
+            if (!index(lengths, " " at[2] " ")) next
+            split($0, half, ": not run: ")
+            row(half[1], "not run: " half[2])
+            next
+        }
         /^[a-z_]+\/[0-9]+\// { id = $1; if (NF > 1 && $2 !~ /^time:/) for (i = 2; i <= NF && $i != "time:"; i++) id = id " " $i }
         /time: +\[/ {
             sub(/.*\[/, ""); sub(/\].*/, "")
@@ -49,8 +55,8 @@ criterion() { # a bench by name, or its binary
     printf '\n## Attention, sets of the `bands` recipe\n\n'
     "$MINFERENCE" bench attention "${common[@]}" --repeat "$repeat" --index bands \
         --pattern vertical_slash:1000:6096 --pattern vertical_slash:3500:100
-    printf '\n## Whole pre-fills, Llama-3-8B shape, %s layers, random weights\n\n' "${LAYERS:-4}"
-    "$MINFERENCE" bench prefill --model llama-3-8b-262k --layers "${LAYERS:-4}" --weight-type f16 "${common[@]}" \
+    printf '\n## Whole pre-fills, %s, %s layers, random weights\n\n' "${MODEL:-llama-3-8b-262k}" "${LAYERS:-4}"
+    "$MINFERENCE" bench prefill --model "${MODEL:-llama-3-8b-262k}" --layers "${LAYERS:-4}" --weight-type f16 "${common[@]}" \
         --attention config --repeat 3
     printf '\n## Estimation, 8 query heads on 2\n\n'
     criterion estimate "${ESTIMATE:-}"

@@ -23,13 +23,22 @@ impl<B: Backend> Computed<B> {
 
     /// Pairs of each head. Waits for the device.
     pub fn head_pairs(&self, b: &B) -> Result<Vec<u64>> {
-        let mut pairs = Vec::new();
-        for group in &self.pairs {
-            let rows = group.shape().dims()[1];
-            pairs
-                .extend(group.to_u32(b)?.chunks_exact(rows).map(|row| row.iter().copied().map(u64::from).sum::<u64>()));
-        }
-        Ok(pairs)
+        Ok(Self::all_head_pairs(b, &[self])?.concat())
+    }
+
+    /// The same for several layers. Waits once.
+    pub fn all_head_pairs(b: &B, layers: &[&Self]) -> Result<Vec<Vec<u64>>> {
+        let groups: Vec<&Tensor<B>> = layers.iter().flat_map(|layer| &layer.pairs).collect();
+        let mut counts = Tensor::all_to_u32(b, &groups)?.into_iter();
+        let of_heads = |group: &Tensor<B>, counts: Vec<u32>| -> Vec<u64> {
+            let rows = counts.chunks_exact(group.shape().dims()[1]);
+            rows.map(|row| row.iter().copied().map(u64::from).sum()).collect()
+        };
+        let of_layer = |layer: &&Self| -> Vec<u64> {
+            let groups = layer.pairs.iter().zip(&mut counts);
+            groups.flat_map(|(group, counts)| of_heads(group, counts)).collect()
+        };
+        Ok(layers.iter().map(of_layer).collect())
     }
 
     /// Computed pairs over causal pairs, over all heads. Waits for the device.

@@ -380,6 +380,9 @@ impl<B: Backend> Engine<B> {
             if self.options.interrupt.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
+            if self.ids.len() >= self.config().max_positions {
+                break;
+            }
             // The last token's own logits would be thrown away.
             if answer.ids.len() < max_new {
                 logits = self.decode(id)?.into();
@@ -494,11 +497,13 @@ impl<B: Backend> Engine<B> {
 
         // The counts are read once, now that everything has run.
         let causal = ids.len() as f64 * past as f64 + ids.len() as f64 * (ids.len() as f64 + 1.0) / 2.0;
+        let all: Vec<&Computed<B>> = recorder.computed.iter().flatten().collect();
+        let mut counts = Computed::all_head_pairs(b, &all)?.into_iter();
         let mut stats = Vec::with_capacity(n_layers);
         for (layer, chunks) in recorder.computed.iter().enumerate() {
             let mut pairs = vec![0u64; n_heads];
-            for chunk in chunks {
-                pairs.iter_mut().zip(chunk.head_pairs(b)?).for_each(|(sum, new)| *sum += new);
+            for new in counts.by_ref().take(chunks.len()) {
+                pairs.iter_mut().zip(new).for_each(|(sum, new)| *sum += new);
             }
             let cells = mode.patterns(layer, n_heads).into_iter().zip(pairs);
             stats.push(cells.map(|(pattern, p)| HeadStats { pattern, density: p as f64 / causal }).collect());

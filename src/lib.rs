@@ -82,6 +82,7 @@ mod error;
 pub mod estimate;
 pub mod eval;
 pub(crate) mod files;
+pub(crate) mod fnv;
 pub mod index;
 pub mod insight;
 pub mod model;

@@ -181,6 +181,14 @@ impl<B: Backend> Tensor<B> {
         self.view().to_f32(backend)
     }
 
+    /// Waits for the device once and brings the u32 values of several tensors back.
+    pub(crate) fn all_to_u32(backend: &B, tensors: &[&Self]) -> Result<Vec<Vec<u32>>> {
+        let part = |t: &&'_ Self| t.dtype.bytes(t.shape.elements());
+        let parts: Vec<_> = tensors.iter().map(|t| (&t.buffer, 0..part(t))).collect();
+        let all = pollster::block_on(backend.download_all(&parts))?;
+        Ok(all.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
+    }
+
     /// Waits for the device and brings u32 values back.
     pub fn to_u32(&self, backend: &B) -> Result<Vec<u32>> {
         let bytes = pollster::block_on(backend.download(&self.buffer, 0..self.dtype.bytes(self.shape.elements())))?;

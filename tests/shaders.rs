@@ -30,7 +30,6 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "silu_mul" => (SiluMulParams::FIELDS, &[]),
         "attention" | "attention_rows" | "attention_coop" => (AttentionBand::FIELDS, &[]),
         "clamp_columns" => (ClampColumns::FIELDS, &[]),
-        "gather_columns" => (GatherColumns::FIELDS, &[]),
         "clip_index_keep" | "clip_index_rows" => (ClipIndexParams::FIELDS, &[]),
         "merge_attention" => (MergeBand::FIELDS, &[]),
         "decode_attention" => (DecodeBand::FIELDS, &[]),

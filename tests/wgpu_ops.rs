@@ -103,6 +103,21 @@ fn cast_reads_every_type_and_saturates_f16() {
     }
 }
 
+/// Parts of several buffers in one wait, from odd places too.
+#[test]
+fn several_parts_are_read_at_once() {
+    for b in devices() {
+        let bytes: Vec<u8> = (0..200).map(|i| i as u8).collect();
+        let buffers = [b.upload(&bytes).unwrap(), b.upload(&bytes[7..80]).unwrap()];
+        let parts = [(&buffers[0], 3..50), (&buffers[1], 0..73), (&buffers[0], 196..200), (&buffers[1], 5..6)];
+        let got = pollster::block_on(b.download_all(&parts)).unwrap();
+        assert_eq!(got, [&bytes[3..50], &bytes[7..80], &bytes[196..], &bytes[12..13]]);
+        let empty = pollster::block_on(b.download_all(&[(&buffers[0], 4..4), (&buffers[1], 0..2)])).unwrap();
+        assert_eq!(empty, [&[][..], &bytes[7..9]]);
+        assert!(pollster::block_on(b.download_all(&[(&buffers[0], 0..4), (&buffers[1], 70..99)])).is_err());
+    }
+}
+
 #[test]
 fn embed_takes_rows() {
     for b in devices() {
@@ -266,7 +281,7 @@ fn append_kv_fills_head_major_caches() {
 /// Every tile shape on cooperative matrices, where the device has them: ragged rows and columns, bias, residual.
 #[test]
 fn matmul_in_every_tile_shape() {
-    for b in devices() {
+    for b in devices().into_iter().filter(|b| b.info().max_binding_bytes != SMALL_BINDING) {
         let (m, n, k) = (150, 91, 128);
         let (x, w, bias) = (values(m * k, 11), values(n * k, 12), values(n, 13));
         let x_device = Tensor::activation(&b, [m, k], &x).unwrap();
@@ -278,11 +293,20 @@ fn matmul_in_every_tile_shape() {
                 0.25 + f64::from(bias[i % n]) + products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>()
             })
             .collect();
-        for tile in b.matmul_tiles() {
-            b.use_matmul_tile(Some(tile));
-            let mut out = Tensor::from_slice(&b, DType::F32, [m, n], &vec![0.25f32; m * n]).unwrap();
-            let into = ops::MatmulInto { column: 0, accumulate: true };
-            ops::matmul(&b, x_device.view(), w_device.view(), Some(bias_device.view()), out.view_mut(), into).unwrap();
+        // All are launched before one is read, so that they compile together.
+        let launched: Vec<_> = b
+            .matmul_tiles()
+            .into_iter()
+            .map(|tile| {
+                b.use_matmul_tile(Some(tile));
+                let mut out = Tensor::from_slice(&b, DType::F32, [m, n], &vec![0.25f32; m * n]).unwrap();
+                let into = ops::MatmulInto { column: 0, accumulate: true };
+                let bias = Some(bias_device.view());
+                ops::matmul(&b, x_device.view(), w_device.view(), bias, out.view_mut(), into).unwrap();
+                (tile, out)
+            })
+            .collect();
+        for (tile, out) in launched {
             close(tile, b.info(), &out.to_f32(&b).unwrap(), &want, 1e-5);
         }
     }
@@ -291,7 +315,7 @@ fn matmul_in_every_tile_shape() {
 /// The same with packed weights, against what the CPU unpacks: blocks whose scales differ, tiny ones among them.
 #[test]
 fn matmul_of_packed_weights_in_every_tile_shape() {
-    for b in devices() {
+    for b in devices().into_iter().filter(|b| b.info().max_binding_bytes != SMALL_BINDING) {
         let (m, n, k) = (150, 91, 512);
         let x = values(m * k, 11);
         let x_device = Tensor::activation(&b, [m, k], &x).unwrap();
@@ -317,11 +341,15 @@ fn matmul_of_packed_weights_in_every_tile_shape() {
                     0.25 + products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>()
                 })
                 .collect();
-            for tile in b.packed_matmul_tiles().into_iter().map(Some).chain([None]) {
+            let launch = |tile: Option<&'static str>| {
                 b.use_matmul_tile(tile);
                 let mut out = Tensor::from_slice(&b, DType::F32, [m, n], &vec![0.25f32; m * n]).unwrap();
                 let into = ops::MatmulInto { column: 0, accumulate: true };
                 ops::matmul(&b, x_device.view(), w_device.view(), None, out.view_mut(), into).unwrap();
+                (tile, out)
+            };
+            let launched: Vec<_> = b.packed_matmul_tiles().into_iter().map(Some).chain([None]).map(launch).collect();
+            for (tile, out) in launched {
                 let got = out.to_f32(&b).unwrap();
                 let (error, norm) = got.iter().zip(&want).fold((0.0, 0.0), |(error, norm), (got, want)| {
                     (error + (f64::from(*got) - want).powi(2), norm + want * want)

@@ -1,4 +1,7 @@
 // Keys and values of single columns, read where they lie. KV_LANES elements of a head come at a time.
+//
+// Copying them into their order first, once a head, was tried on an H100 and lost: 16 heads, 2048 queries, 597 columns took
+// 0.137 ms so, 0.212 ms from a copy (w8r1k64); with w4r1k32 0.166 and 0.197 ms.
 @group(0) @binding(5) var<storage, read> columns: array<u32>; // [heads, 64 * column_tiles]
 
 // The key in place `i` of the tile.

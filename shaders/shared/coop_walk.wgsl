@@ -1,6 +1,5 @@
 // What the attention kernels on cooperative matrices share: parameters and bindings, the walk over a row block's tiles,
-// masks. How tiles come from storage is in coop_stage.wgsl and coop_stage_words.wgsl, single columns in columns_direct.wgsl
-// and columns_compact.wgsl.
+// masks. How tiles come from storage is in coop_stage.wgsl and coop_stage_words.wgsl, single columns in columns_direct.wgsl.
 //
 // One group of SUBGROUPS x SG invocations: one head and BLOCKS row blocks of 64 queries; TEAM subgroups share RM x CM of the
 // rows. Row blocks of a group walk their ranges together: a tile of BC keys begins where the first of them needs one, and

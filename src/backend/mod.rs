@@ -194,6 +194,20 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Waits for everything enqueued and copies bytes back.
     fn download(&self, buffer: &Self::Buffer, bytes: Range<usize>) -> impl Future<Output = Result<Vec<u8>>> + Send;
 
+    /// The same for several buffers, waiting once where the backend can.
+    fn download_all(
+        &self,
+        parts: &[(&Self::Buffer, Range<usize>)],
+    ) -> impl Future<Output = Result<Vec<Vec<u8>>>> + Send {
+        async move {
+            let mut all = Vec::with_capacity(parts.len());
+            for (buffer, bytes) in parts {
+                all.push(self.download(buffer, bytes.clone()).await?);
+            }
+            Ok(all)
+        }
+    }
+
     /// Hands enqueued work to the device.
     fn flush(&self) -> Result<()>;
 

@@ -175,6 +175,13 @@ impl<B: Backend> Backend for Traced<B> {
         Ok(content)
     }
 
+    async fn download_all(&self, parts: &[(&Self::Buffer, Range<usize>)]) -> Result<Vec<Vec<u8>>> {
+        let (start, len) = (Instant::now(), parts.iter().map(|(_, bytes)| bytes.len()).sum());
+        let all = self.inner.download_all(parts).await?;
+        self.count("download", start.elapsed().as_secs_f64(), &[len]);
+        Ok(all)
+    }
+
     fn kernel_choice(&self, head_dim: usize) -> String {
         self.inner.kernel_choice(head_dim)
     }

@@ -6,7 +6,7 @@ use super::mode::{BudgetArgs, ExtraArgs, attention_mode};
 use crate::attend::{AttendOptions, AttendReport, attend_file};
 use crate::backend::Backend;
 use crate::pattern::{AttentionMode, HeadPattern};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -75,6 +75,9 @@ impl DeviceTask for AttendTask {
 
 /// Runs the subcommand.
 pub fn attend(args: &AttendArgs, console: &Console) -> Result<()> {
+    for path in [&args.output, &args.index_out].into_iter().flatten() {
+        files::check_place(path)?;
+    }
     let mode = match &args.pattern {
         Some(text) => args.budget.apply(attention_mode(text, args.patterns.as_deref(), None)?)?,
         // Given sets: no pattern decides.

@@ -162,11 +162,11 @@ pub fn bench(args: &BenchArgs, console: &Console) -> Result<()> {
     Ok(())
 }
 
-/// The rows of every device; one row that says why where a device is absent.
+/// The rows of every device; where one is absent, a row for each length that says why.
 fn on_each<T: DeviceTask<Output = Vec<Row>>>(
     common: &Common,
     console: &Console,
-    absent: &Row,
+    absent: &[Row],
     mut task: impl FnMut() -> Result<T>,
 ) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
@@ -176,7 +176,9 @@ fn on_each<T: DeviceTask<Output = Vec<Row>>>(
             Ok(more) => rows.extend(more),
             Err(Error::Unavailable(why)) => {
                 console.note(&format!("{device}: not run: {why}"));
-                rows.push(Row { device: device.to_string(), note: Some(format!("not run: {why}")), ..absent.clone() });
+                let note = Some(format!("not run: {why}"));
+                let row = |row: &Row| Row { device: device.to_string(), note: note.clone(), ..row.clone() };
+                rows.extend(absent.iter().map(row));
             }
             Err(error) => return Err(error),
         }
@@ -211,7 +213,19 @@ fn attention(args: &AttentionArgs, console: &Console) -> Result<Vec<Row>> {
         repeat: args.repeat as usize,
         interrupt: console::interrupt(),
     };
-    let absent = Row { what: "attention", pattern: "dense".into(), ..Row::default() };
+    let absent = |tokens: &usize| Row {
+        what: "attention",
+        pattern: "dense".into(),
+        tokens: *tokens,
+        heads: args.heads,
+        kv_heads: args.kv_heads,
+        head_dim: args.head_dim,
+        ..Row::default()
+    };
+    let absent: Vec<Row> = match &args.input {
+        None => args.lengths.iter().map(absent).collect(),
+        Some(_) => vec![Row { what: "attention", pattern: "dense".into(), ..Row::default() }],
+    };
     on_each(&args.common, console, &absent, || Ok(AttentionTask { bench: &bench, console }))
 }
 
@@ -281,16 +295,17 @@ fn prefill(args: &PrefillArgs, console: &Console) -> Result<Vec<Row>> {
         },
     };
     let c = &model.config;
-    let absent = Row {
+    let absent = |tokens: &usize| Row {
         what: "prefill",
         pattern: "dense".into(),
-        tokens: args.lengths.first().copied().unwrap_or_default(),
+        tokens: *tokens,
         heads: c.n_heads,
         kv_heads: c.n_kv_heads,
         head_dim: c.head_dim,
         dtype: bench.weight_type.clone(),
         ..Row::default()
     };
+    let absent: Vec<Row> = args.lengths.iter().map(absent).collect();
     let mut first = Some(model);
     on_each(&args.common, console, &absent, || {
         let model = match first.take() {

@@ -21,6 +21,11 @@ pub struct Console {
     pub verbose: bool,
 }
 
+/// A text within HTML.
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
 impl Console {
     /// A part of the result, as it comes. A reader that has gone (`| head`) ends the program quietly: that is how the
     /// reader says that it has enough.

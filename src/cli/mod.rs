@@ -12,6 +12,7 @@ mod doctor;
 mod eval;
 pub mod mode;
 mod patterns;
+mod prompt;
 mod random;
 pub mod run;
 mod search;

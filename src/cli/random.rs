@@ -12,7 +12,7 @@ const WEIGHT_TYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct RandomArgs {
     /// Makes the weights up from config.json alone, the same for the same --seed: for latency, not for answers. --model
-    /// may then be an embedded config: llama-3-8b-262k, llama-3-8b-1m, llama-3.1-8b, yi-9b-200k, glm-4-9b-1m,
+    /// may then be an embedded config: llama-3-8b-262k, llama-3-8b-1m, llama-3.1-8b, yi-6b-200k, yi-9b-200k, glm-4-9b-1m,
     /// phi-3-mini-128k, qwen2-7b-128k, qwen2.5-7b-1m.
     #[arg(long)]
     pub random_weights: bool,

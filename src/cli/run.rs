@@ -3,6 +3,7 @@
 use super::console::{self, Console};
 use super::device::{DeviceArgs, DeviceTask, with_device};
 use super::mode::{BudgetArgs, ExtraArgs, attention_mode};
+use super::prompt::{read_ids, read_prompt};
 use super::random::{RandomArgs, random_ids};
 use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
@@ -12,10 +13,9 @@ use crate::model::{KvPlace, KvType, Model};
 use crate::pattern::AttentionMode;
 use crate::sample::{self, Sampler, SamplerOptions};
 use crate::tensor_file::{TensorOut, write_tensors};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use clap::Args;
 use serde_json::json;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub(super) const EXAMPLES: &str = "\
@@ -158,6 +158,12 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
     {
         return Err(Error::file(path, "report: expected a name that ends in .json or .html"));
     }
+    for path in [&args.logits_out, &args.kv_out, &args.report].into_iter().flatten() {
+        files::check_place(path)?;
+    }
+    if let Some(question) = args.question.iter().find(|q| q.trim().is_empty()) {
+        return Err(Error::invalid(format!("--question {question:?}: expected some text")));
+    }
     let mut model = match args.random.weight_type()? {
         Some(dtype) => args.random.open(&args.model, dtype, args.seed)?,
         None => open_model(&args.model)?,
@@ -203,39 +209,6 @@ fn prompt_ids(args: &RunArgs, model: &Model) -> Result<Vec<u32>> {
         return Err(Error::invalid(format!("{source}: the prompt is empty: expected some text, found {found}")));
     }
     if args.chat { model.text()?.encode_chat(&text) } else { model.text()?.encode(&text) }
-}
-
-pub(super) fn read_prompt(path: &Path) -> Result<String> {
-    let bytes = if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-        bytes
-    } else {
-        std::fs::read(path).map_err(|e| Error::io(path, e))?
-    };
-    String::from_utf8(bytes).map_err(|e| {
-        Error::file(
-            path,
-            format!("prompt: expected UTF-8 text, found something else at byte {}", e.utf8_error().valid_up_to()),
-        )
-    })
-}
-
-/// A JSON list of ids below the vocabulary's size.
-fn read_ids(path: &Path, vocab: usize) -> Result<Vec<u32>> {
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let list: Vec<serde_json::Value> = serde_json::from_slice(&text)
-        .map_err(|e| Error::file(path, format!("expected a JSON list of token ids: {e}")))?;
-    if list.is_empty() {
-        return Err(Error::file(path, "the prompt is empty: expected at least one token id, found 0"));
-    }
-    let id = |(at, value): (usize, &serde_json::Value)| {
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < vocab);
-        id.ok_or_else(|| {
-            Error::file(path, format!("token {at}: expected an id from 0 to {}, found {value}", vocab - 1))
-        })
-    };
-    list.iter().enumerate().map(id).collect()
 }
 
 struct RunTask<'a> {
@@ -411,9 +384,6 @@ fn ask<B: Backend>(
     let mut answers = Vec::new();
     for (question, ids) in args.question.iter().zip(questions) {
         engine.truncate(context);
-        if ids.is_empty() {
-            return Err(Error::invalid(format!("--question {question:?}: expected some text")));
-        }
         let read = prefill(engine, ids, mode, console)?;
         let answer = engine.generate(&read.logits, sampler, args.max_new_tokens, &mut |_| ())?;
         let words = text.tokenizer.decode(&answer.ids);
@@ -479,6 +449,7 @@ fn look(
     let text = match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("html")) {
         false => report.to_string(),
         true => {
+            let model = console::escape(model);
             let mut out = format!(
                 "<!doctype html><meta charset=utf-8><title>{model}</title><style>body{{font:13px sans-serif;margin:1.5em}}\
                  table{{border-collapse:collapse}}td,th{{padding:2px 6px;text-align:right;border:1px solid #ddd}}</style>\
@@ -501,7 +472,7 @@ fn look(
             out + "</table>\n"
         }
     };
-    crate::files::write(path, text.as_bytes())
+    files::write(path, text.as_bytes())
 }
 
 /// Pre-fills with a progress bar and, maybe, a watcher.

@@ -1,14 +1,16 @@
 //! `minference search`: a pattern file for a model.
 
-use super::console::{self, Console, table};
+use super::console::{self, Console, escape, table};
 use super::device::{DeviceArgs, DeviceTask, with_device};
-use super::run::{open_model, read_prompt};
+use super::prompt::read_prompt;
+use super::run::open_model;
 use crate::backend::Backend;
 use crate::engine::{Engine, EngineOptions};
+use crate::fnv::fnv;
 use crate::model::{KvPlace, Model};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::search::{Choice, LayerRecord, MAP_SIDE, Objective, Search, SearchOptions, choose, config};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -44,8 +46,8 @@ pub struct SearchArgs {
     /// The attention mass that a head must keep; 0 takes the best pattern of the first cost for every head.
     #[arg(long, value_name = "PART", default_value_t = SearchOptions::default().recall)]
     pub recall: f64,
-    /// Where the pattern file goes. What is done so far is kept beside it in OUTPUT.partial, and a search that was stopped
-    /// goes on from there.
+    /// Where the pattern file goes. What is done so far is kept beside it (`p.partial` for `p.json`), and a search that was
+    /// stopped goes on from there.
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
     /// What was tried and chosen, head by head: .json or .html.
@@ -62,7 +64,7 @@ pub struct SearchArgs {
     pub device: DeviceArgs,
 }
 
-/// What OUTPUT.partial holds.
+/// What the `.partial` file holds.
 #[derive(Default, Serialize, Deserialize)]
 struct Partial {
     /// Tells whether it belongs to this search.
@@ -84,9 +86,17 @@ pub fn search(args: &SearchArgs, console: &Console) -> Result<()> {
     {
         return Err(Error::file(path, "report: expected a name that ends in .json or .html"));
     }
+    for path in [Some(&args.output), args.report.as_ref()].into_iter().flatten() {
+        files::check_place(path)?;
+    }
     let mut model = open_model(&args.model)?;
     if let Some(scaling) = &args.rope_scaling {
         model.config.override_rope_scaling(scaling)?;
+    }
+    let most = model.config.max_positions;
+    if args.length > most {
+        let what = format!("--length: {} is made for at most {most} tokens, {} are asked for", model.name, args.length);
+        return Err(Error::invalid(what));
     }
     let prompts = prompts(args, &model)?;
     with_device(&args.device, console, SearchTask { args, console, model, prompts })
@@ -164,10 +174,10 @@ impl DeviceTask for SearchTask<'_> {
             recall: args.recall,
             ..SearchOptions::default()
         };
-        let (name, layers) = (model.name.clone(), model.config.n_layers);
+        let (name, layers, print) = (model.name.clone(), model.config.n_layers, model.fingerprint());
         let lengths: Vec<usize> = prompts.iter().map(|(_, ids)| ids.len()).collect();
-        let sums: Vec<u64> = prompts.iter().map(|(_, ids)| checksum(ids)).collect();
-        let key = json!([name, layers, options, lengths, sums, backend.info().id]).to_string();
+        let sums: Vec<u64> = prompts.iter().map(|(_, ids)| fnv(bytemuck::cast_slice(ids))).collect();
+        let key = json!([name, layers, print, options, lengths, sums, backend.info().id]).to_string();
         let partial_path = args.output.with_extension("partial");
         let mut partial = resume(&partial_path, &key, prompts.len())?;
         let found: usize = partial.prompts.iter().map(BTreeMap::len).sum();
@@ -197,7 +207,7 @@ impl DeviceTask for SearchTask<'_> {
                 bar.inc(1);
                 partial.prompts[i] = records.clone();
                 let text = serde_json::to_vec(&partial).map_err(|e| Error::invalid(format!("records: {e}")))?;
-                crate::files::write(&partial_path, &text)
+                files::write(&partial_path, &text)
             };
             let mut search =
                 Search { options, map: i == 0 && args.report.is_some(), rates: None, records: &mut records, done };
@@ -217,7 +227,7 @@ impl DeviceTask for SearchTask<'_> {
             let html = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("html"));
             let text =
                 if html { html_report(&name, &prompts, &choices, &partial.prompts[0]) } else { report.to_string() };
-            crate::files::write(path, text.as_bytes())?;
+            files::write(path, text.as_bytes())?;
         }
         // The pattern file is there: what it was made of is not needed any more.
         std::fs::remove_file(&partial_path).map_err(|e| Error::io(&partial_path, e))?;
@@ -239,11 +249,6 @@ impl DeviceTask for SearchTask<'_> {
         }
         Ok(())
     }
-}
-
-/// FNV-1a of token ids.
-fn checksum(ids: &[u32]) -> u64 {
-    ids.iter().fold(0xcbf2_9ce4_8422_2325, |sum, id| (sum ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// What an earlier run of the same search left.
@@ -287,7 +292,6 @@ fn html_report(
     choices: &[Vec<Choice>],
     records: &BTreeMap<usize, LayerRecord>,
 ) -> String {
-    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let names: Vec<String> =
         prompts.iter().map(|(name, ids)| format!("{} ({} tokens)", escape(name), ids.len())).collect();
     let mut out = format!(

@@ -14,8 +14,9 @@ use std::path::Path;
 impl<B: Backend> Engine<B> {
     /// What tells whether a context belongs to this model.
     fn context_key(&self) -> String {
-        let c = self.config();
-        format!("{} layers {} kv {} dim {} vocab {}", self.model.name, c.n_layers, c.n_kv_heads, c.head_dim, c.vocab)
+        let (c, name, print) = (self.config(), &self.model.name, self.model.fingerprint());
+        let [layers, kv, dim, vocab] = [c.n_layers, c.n_kv_heads, c.head_dim, c.vocab];
+        format!("{name} layers {layers} kv {kv} dim {dim} vocab {vocab} fingerprint {print:016x}")
     }
 
     fn stored(&self) -> Result<Dtype> {

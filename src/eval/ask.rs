@@ -79,7 +79,6 @@ pub fn measure<B: Backend>(
     let Answered { answers, score, first_token, density, prefill_s } = ask(engine, sample, mode, progress)?;
     Ok(Row {
         tokens: sample.tokens(),
-        prompt: format!("{:016x}", sample.fingerprint()),
         references: sample.questions.iter().flat_map(|q| q.references.clone()).collect(),
         score,
         density,

@@ -1,6 +1,6 @@
 //! What a user gives with `--data`: texts, question sets, InfiniteBench's files.
 
-use super::rng::fnv;
+use crate::fnv::fnv;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -91,6 +91,10 @@ impl Data {
                 self.hotpot = Some(hotpot(&json));
             } else {
                 return Err(Error::file(path, form));
+            }
+            let mut found = [&self.squad, &self.hotpot].into_iter().flatten();
+            if found.any(|set| set.questions.is_empty()) {
+                return Err(Error::file(path, "expected questions with answers, found none"));
             }
             return Ok(());
         }

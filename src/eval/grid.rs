@@ -187,6 +187,10 @@ impl Suite for NeedleGrid {
         Ok(self.form.fit(cell.length, size, &mut |words| self.draft(cell, words))?.1)
     }
 
+    fn fingerprint(prompt: &Sample) -> u64 {
+        prompt.fingerprint()
+    }
+
     fn measure<B: Backend>(
         &mut self,
         engine: &mut Engine<B>,

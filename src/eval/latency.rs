@@ -6,6 +6,7 @@
 use super::runner::{Cell, Row, Suite};
 use crate::backend::Backend;
 use crate::engine::{Engine, Progress};
+use crate::fnv::fnv;
 use crate::pattern::AttentionMode;
 use crate::text::Text;
 use crate::{Error, Result};
@@ -45,6 +46,10 @@ impl Suite for Latency {
 
     fn prompt(&self, cell: &Cell) -> Result<Vec<u32>> {
         Ok(self.ids.iter().copied().cycle().take(cell.length).collect())
+    }
+
+    fn fingerprint(ids: &Vec<u32>) -> u64 {
+        fnv(bytemuck::cast_slice(ids))
     }
 
     fn measure<B: Backend>(

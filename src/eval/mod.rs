@@ -36,6 +36,7 @@ pub mod words;
 pub use metrics::Metric;
 
 use crate::chat::Message;
+use crate::fnv::fnv;
 use crate::text::Text;
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -93,7 +94,7 @@ impl Sample {
     /// A fingerprint of every token: two prompts with the same one are the same.
     pub fn fingerprint(&self) -> u64 {
         let bytes: Vec<u8> = self.questions.iter().flat_map(|q| &q.ids).flat_map(|id| id.to_le_bytes()).collect();
-        rng::fnv(&bytes)
+        fnv(&bytes)
     }
 }
 

@@ -7,6 +7,7 @@
 use super::runner::{Cell, Row, Suite};
 use crate::backend::Backend;
 use crate::engine::{Engine, Progress, row_losses};
+use crate::fnv::fnv;
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::text::Text;
 use crate::{Error, Result};
@@ -137,6 +138,10 @@ impl Suite for Perplexity {
             Some(ids) if cell.length > 1 => Ok(ids.to_vec()),
             _ => Err(Error::invalid(format!("the text has {} tokens, {} are asked for", ids.len(), cell.length))),
         }
+    }
+
+    fn fingerprint(ids: &Vec<u32>) -> u64 {
+        fnv(bytemuck::cast_slice(ids))
     }
 
     fn measure<B: Backend>(

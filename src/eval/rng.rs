@@ -1,5 +1,7 @@
 //! Random draws for prompts: the same on every machine and in every version, so no crate for that.
 
+use crate::fnv::fnv;
+
 /// Splitmix64 (Steele, Lea, Flood 2014).
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
@@ -84,11 +86,6 @@ impl Rng {
     }
 }
 
-/// FNV-1a: a fingerprint, not a defence.
-pub fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,7 +96,6 @@ mod tests {
         let mut rng = Rng::new(1_234_567);
         assert_eq!(rng.bits(), 6_457_827_717_110_365_317);
         assert_eq!(rng.bits(), 3_203_168_211_198_807_973);
-        assert_eq!(fnv(b"a"), 0xaf63_dc4c_8601_ec8c);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! [`run`]: every cell of a [`Suite`] in every attention mode, written down as it comes.
 
-use super::rng::fnv;
 use crate::backend::Backend;
 use crate::engine::{Engine, Progress};
+use crate::fnv::fnv;
 use crate::pattern::AttentionMode;
 use crate::{Error, Result, files};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// One prompt of a suite.
@@ -117,6 +117,9 @@ pub trait Suite: Sync {
     /// The cell's prompt, the same whatever was made before. An error that says that it cannot be made (too short a
     /// length, a missing file) skips the cell.
     fn prompt(&self, cell: &Cell) -> Result<Self::Prompt>;
+
+    /// Of the prompt's token ids: another one is another prompt.
+    fn fingerprint(prompt: &Self::Prompt) -> u64;
 
     /// The prompt in a mode. Dense comes first, but may have been measured in an earlier run.
     fn measure<B: Backend>(
@@ -286,6 +289,35 @@ fn weight(cell: &Cell) -> u64 {
     (cell.length + cell.length * cell.length / 8192) as u64
 }
 
+/// That the suite still makes the prompts that the journal's rows are of: a change of wording, data or tokenizer would mix
+/// two evaluations. One prompt of each task and length is made anew.
+pub fn check_prompts<S: Suite>(suite: &S, journal: &Journal) -> Result<()> {
+    let rows = journal.rows.iter().filter(|row| !row.prompt.is_empty());
+    let rows: HashMap<u64, &Row> = rows.map(|row| (key(row, ""), row)).collect();
+    let mut seen = HashSet::new();
+    for cell in suite.cells() {
+        let Some(row) = rows.get(&key(&Row::of(&cell), "")) else { continue };
+        if !seen.insert((&row.task, row.length)) {
+            continue;
+        }
+        let Ok(prompt) = suite.prompt(&cell) else { continue };
+        let made = hexadecimal(S::fingerprint(&prompt));
+        if made != row.prompt {
+            let what = format!(
+                "{} at {} tokens: expected rows of prompt {made}, found {}: wording, data or tokenizer changed: give \
+                 another --out",
+                cell.task, cell.length, row.prompt
+            );
+            return Err(Error::file(journal.path.as_deref().unwrap_or(Path::new("results")), what));
+        }
+    }
+    Ok(())
+}
+
+fn hexadecimal(fingerprint: u64) -> String {
+    format!("{fingerprint:016x}")
+}
+
 /// Does what the journal does not hold yet: each cell's prompt once, dense first, then the other modes.
 ///
 /// # Errors
@@ -338,7 +370,10 @@ pub fn run<B: Backend, S: Suite>(
                         step(Step { cell, attention, done: done + part, total });
                     };
                     match suite.measure(engine, cell, prompt, &column.mode, &mut progress) {
-                        Ok(row) => journal.push(Row { attention: attention.into(), ..row })?,
+                        Ok(row) => {
+                            let prompt = hexadecimal(S::fingerprint(prompt));
+                            journal.push(Row { attention: attention.into(), prompt, ..row })?;
+                        }
                         Err(e) if is_hopeless_error(&e) => {
                             hopeless.insert(place(cell, attention));
                             let (task, length) = (cell.task.clone(), cell.length);
@@ -403,6 +438,10 @@ mod tests {
                 2 => Err(Error::invalid("no data")),
                 sample => Ok(sample),
             }
+        }
+
+        fn fingerprint(prompt: &usize) -> u64 {
+            *prompt as u64
         }
 
         fn measure<B: Backend>(

@@ -2,10 +2,15 @@
 //! of transformers 5 (`rope_parameters`), in the form of the published checkpoints (`rope_theta`, `rope_scaling`), in
 //! ChatGLM's own, or from GGUF metadata.
 
-use super::family::{self, Family, Keys, Switch, Window};
+mod refuse;
+mod scaling;
+
+use super::family::{self, Family, Keys, Switch};
 use super::fields::Fields;
-use super::rope::{RopeConfig, RopeScaling, longrope_attention_factor, yarn_attention_factor};
+use super::rope::{RopeConfig, RopeScaling};
 use crate::{Error, Result};
+use refuse::refuse_what_is_not_built;
+use scaling::{rope_from_json, stretched};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -184,41 +189,6 @@ impl DecoderConfig {
         let tables = self.vocab as u64 * h * if self.tied { 1 } else { 2 };
         self.n_layers as u64 * (attention + 3 * ffn * h + 2 * h) + tables + h
     }
-
-    /// Replaces the checkpoint's RoPE scaling: `yarn:FACTOR`, `linear:FACTOR`, `dynamic:FACTOR`, `none`, each from the
-    /// positions that the model was trained on.
-    pub fn override_rope_scaling(&mut self, text: &str) -> Result<()> {
-        let (kind, factor) = text.split_once(':').unwrap_or((text, "1"));
-        let factor: f64 = factor.parse().ok().filter(|f: &f64| f.is_finite() && *f >= 1.0).ok_or_else(|| {
-            Error::invalid(format!("rope scaling {text:?}: expected a factor of at least 1, found {factor:?}"))
-        })?;
-        let original = match &self.rope.scaling {
-            RopeScaling::Dynamic { original, .. }
-            | RopeScaling::Llama3 { original, .. }
-            | RopeScaling::Yarn { original, .. }
-            | RopeScaling::LongRope { original, .. } => *original,
-            RopeScaling::Linear { factor } => (self.max_positions as f64 / factor) as usize,
-            RopeScaling::None | RopeScaling::Divisors(_) => self.max_positions,
-        };
-        self.rope.scaling = match kind {
-            "none" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor },
-            "dynamic" => RopeScaling::Dynamic { factor, original },
-            "yarn" => yarn(factor, original),
-            other => {
-                let what = format!("rope scaling {other:?}: expected none, linear, dynamic or yarn");
-                return Err(Error::invalid(what));
-            }
-        };
-        self.max_positions = stretched(original, &self.rope.scaling);
-        Ok(())
-    }
-}
-
-/// YaRN with the defaults of its paper.
-fn yarn(factor: f64, original: usize) -> RopeScaling {
-    let attention_factor = yarn_attention_factor(factor, 1.0);
-    RopeScaling::Yarn { factor, original, beta_fast: 32.0, beta_slow: 1.0, truncate: true, attention_factor }
 }
 
 /// The `eos_token_id` of a `generation_config.json`.
@@ -256,18 +226,6 @@ fn object(path: &Path, text: &str) -> Result<Map<String, Value>> {
     }
 }
 
-/// Positions after a stretch. transformers asks that `max_position_embeddings` stays as it was trained where linear,
-/// dynamic or YaRN scaling is added; Qwen's instructions say the same.
-fn stretched(max_positions: usize, scaling: &RopeScaling) -> usize {
-    match scaling {
-        RopeScaling::Linear { factor } => (max_positions as f64 * factor) as usize,
-        RopeScaling::Dynamic { factor, original } | RopeScaling::Yarn { factor, original, .. } => {
-            max_positions.max((*original as f64 * factor) as usize)
-        }
-        _ => max_positions,
-    }
-}
-
 pub(super) fn head_dim(f: &Fields, keys: &Keys) -> Result<usize> {
     if let Some(d) = f.count(keys.head_dim)? {
         return Ok(d);
@@ -285,57 +243,6 @@ pub(super) fn unsupported_architecture(path: &Path, name: &str) -> Error {
     Error::Unsupported(format!("{}: architecture {name:?}; supported are: {list}", path.display()))
 }
 
-/// What a supported family can ask for that this crate does not compute. Each would give wrong logits, not an error.
-fn refuse_what_is_not_built(f: &Fields, family: &Family) -> Result<()> {
-    let refuse = |what: String| Err(Error::Unsupported(format!("{}: {what}", f.path.display())));
-    if let Some(act) = f.text("hidden_act")?
-        && !["silu", "swish"].contains(&act)
-    {
-        return refuse(format!("hidden_act {act:?}; the gated MLP here is silu"));
-    }
-    for key in ["num_local_experts", "num_experts", "n_routed_experts"] {
-        if let Some(n) = f.count(key)?.filter(|n| *n > 1) {
-            return refuse(format!("{key} = {n}; mixtures of experts are not built"));
-        }
-    }
-    for (key, wanted) in [
-        ("rmsnorm", true),
-        ("post_layer_norm", true),
-        ("apply_residual_connection_post_layernorm", false),
-        ("original_rope", true),
-        ("position_encoding_2d", false),
-    ] {
-        if let Some(found) = f.flag(key)?.filter(|v| *v != wanted) {
-            return refuse(format!("{key} = {found}; only {wanted} is built"));
-        }
-    }
-    if let Some(pre_seq) = f.count("pre_seq_len")?.filter(|n| *n > 0) {
-        return refuse(format!("pre_seq_len = {pre_seq}; prefix tuning is not built"));
-    }
-    refuse_sliding_window(f, family)
-}
-
-/// A sliding window that some layer would apply within the model's positions is refused. Inert forms are common: Qwen2
-/// ships one switched off, Phi-3-128k one that is longer than its positions.
-fn refuse_sliding_window(f: &Fields, family: &Family) -> Result<()> {
-    let Some(window) = f.count("sliding_window")? else { return Ok(()) };
-    let layers = f.count(family.keys.n_layers)?.unwrap_or(0);
-    let switched_on = match family.window {
-        Window::WhenSet => f.flag("use_sliding_window")?.unwrap_or(true),
-        Window::WhenSwitched => f.flag("use_sliding_window")?.unwrap_or(false),
-    };
-    let some_layer = match f.get("layer_types").and_then(Value::as_array) {
-        Some(types) => types.iter().any(|t| t.as_str() != Some("full_attention")),
-        None => f.count("max_window_layers")?.is_none_or(|first| first < layers),
-    };
-    let positions = f.count(family.keys.max_positions)?.unwrap_or(usize::MAX);
-    if switched_on && some_layer && window < positions {
-        let what = format!("sliding_window = {window} in use, below {} = {positions}", family.keys.max_positions);
-        return Err(Error::Unsupported(format!("{}: {what}; only full attention is built", f.path.display())));
-    }
-    Ok(())
-}
-
 fn dual_chunk(f: &Fields) -> Result<Option<DualChunk>> {
     let Some(object) = f.object("dual_chunk_attention_config")? else { return Ok(None) };
     let d = Fields { prefix: "dual_chunk_attention_config.", object, ..*f };
@@ -345,112 +252,9 @@ fn dual_chunk(f: &Fields) -> Result<Option<DualChunk>> {
     Ok(Some(DualChunk { chunk, local, original }))
 }
 
-/// RoPE of a `config.json`: `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling`, or `rope_ratio`.
-fn rope_from_json(f: &Fields, family: &Family) -> Result<RopeConfig> {
-    let head_dim = head_dim(f, family.keys)?;
-    let empty = Map::new();
-    let (new, old) = (f.object("rope_parameters")?, f.object("rope_scaling")?);
-    let (prefix, object) = match (new, old) {
-        (Some(new), _) => ("rope_parameters.", new),
-        (None, Some(old)) => ("rope_scaling.", old),
-        (None, None) => ("", &empty),
-    };
-    let s = Fields { prefix, object, ..*f };
-    let fraction = match s.number("partial_rotary_factor")? {
-        Some(fraction) => fraction,
-        None => f.number("partial_rotary_factor")?.unwrap_or(family.rotary_fraction),
-    };
-    if !(fraction > 0.0 && fraction <= 1.0) {
-        return Err(f.error("partial_rotary_factor", "a number above 0 and at most 1", fraction));
-    }
-    let theta = match s.number("rope_theta")? {
-        Some(theta) => theta,
-        None => f.number("rope_theta")?.unwrap_or(10000.0),
-    };
-    // Only ChatGLM has it; its base is 10000 times the ratio.
-    let ratio = f.number("rope_ratio")?.unwrap_or(1.0);
-    Ok(RopeConfig {
-        rotary_dim: (head_dim as f64 * fraction) as usize,
-        interleaved: family.interleaved,
-        base: theta * ratio,
-        scaling: scaling_from_json(f, &s, family)?,
-    })
-}
-
-fn scaling_from_json(f: &Fields, s: &Fields, family: &Family) -> Result<RopeScaling> {
-    let kind = match s.text("rope_type")? {
-        Some(kind) => kind,
-        None => s.text("type")?.unwrap_or("default"),
-    };
-    let max_positions = f.required_count(family.keys.max_positions, 1..=1 << 31)?;
-    let stated = match s.count("original_max_position_embeddings")? {
-        Some(n) => Some(n),
-        None => f.count("original_max_position_embeddings")?,
-    };
-    if let Some(n) = stated.filter(|n| *n < 2) {
-        return Err(s.error("original_max_position_embeddings", "at least 2", n));
-    }
-    let original = stated.unwrap_or(max_positions);
-    let factor = || {
-        let factor = s.required_positive("factor")?;
-        if factor >= 1.0 { Ok(factor) } else { Err(s.error("factor", "at least 1", factor)) }
-    };
-    Ok(match kind {
-        "default" | "none" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: factor()? },
-        "dynamic" => RopeScaling::Dynamic { factor: factor()?, original: max_positions },
-        "llama3" => {
-            let (low, high) = (s.required_positive("low_freq_factor")?, s.required_positive("high_freq_factor")?);
-            if low >= high {
-                return Err(s.error("high_freq_factor", &format!("above low_freq_factor = {low}"), high));
-            }
-            RopeScaling::Llama3 { factor: factor()?, low, high, original }
-        }
-        "yarn" => {
-            let factor = factor()?;
-            let attention_factor =
-                match (s.number("attention_factor")?, s.number("mscale")?, s.number("mscale_all_dim")?) {
-                    (Some(given), _, _) => given,
-                    (None, Some(m), Some(all)) if m != 0.0 && all != 0.0 => {
-                        yarn_attention_factor(factor, m) / yarn_attention_factor(factor, all)
-                    }
-                    _ => yarn_attention_factor(factor, 1.0),
-                };
-            RopeScaling::Yarn {
-                factor,
-                original,
-                beta_fast: s.number("beta_fast")?.unwrap_or(32.0),
-                beta_slow: s.number("beta_slow")?.unwrap_or(1.0),
-                truncate: s.flag("truncate")?.unwrap_or(true),
-                attention_factor,
-            }
-        }
-        // `su` is what the first upload of Phi-3-mini-128k called it.
-        "longrope" | "su" => {
-            let list = |key| s.positives(key)?.ok_or_else(|| s.error(key, "a list of positive numbers", "nothing"));
-            let stretch = match stated {
-                Some(original) => max_positions as f64 / original as f64,
-                None => factor()?,
-            };
-            let attention_factor =
-                s.number("attention_factor")?.unwrap_or_else(|| longrope_attention_factor(stretch, original));
-            RopeScaling::LongRope {
-                short: list("short_factor")?,
-                long: list("long_factor")?,
-                original,
-                attention_factor,
-            }
-        }
-        other => {
-            let what = format!("{}rope_type {other:?}", s.prefix);
-            let known = "default, linear, dynamic, llama3, yarn, longrope";
-            return Err(Error::Unsupported(format!("{}: {what}; supported are {known}", f.path.display())));
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::scaling::yarn;
     use super::*;
     use serde_json::json;
 

@@ -21,6 +21,7 @@ pub(crate) use dual_chunk::bytes as dual_chunk_bytes;
 pub use kv_cache::{KvCache, KvPlace, KvType};
 
 use crate::backend::Backend;
+use crate::fnv::Fnv;
 use crate::pattern::{OfficialFile, PatternConfig};
 use crate::text::Text;
 use crate::weights::{Bytes, TensorInfo, WeightFile};
@@ -53,6 +54,24 @@ impl Weights {
         }
     }
 
+    /// Adds what tells these weights from others of the same shapes: how they are made up, or names and a few bytes of each
+    /// tensor, for training changes all of a matrix.
+    fn mark(&self, mut sum: Fnv) -> Fnv {
+        const FEW: usize = 64;
+        let file = match self {
+            Self::Random { dtype, seed } => return sum.add(format!("{dtype} {seed}").as_bytes()),
+            Self::File(file) => file,
+        };
+        for name in file.names() {
+            sum = sum.add(name.as_bytes());
+            let Ok(bytes) = file.bytes(name) else { continue };
+            for from in [0, bytes.len() / 2, bytes.len().saturating_sub(FEW)] {
+                sum = sum.add(&bytes[from..bytes.len().min(from + FEW)]);
+            }
+        }
+        sum
+    }
+
     fn has(&self, name: &str) -> bool {
         match self {
             Self::File(file) => file.info(name).is_some(),
@@ -82,6 +101,12 @@ pub struct Model {
 }
 
 impl Model {
+    /// Tells this model from others of its name and shape: other weights, other positions.
+    pub fn fingerprint(&self) -> u64 {
+        let (rope, eps) = (&self.config.rope, self.config.norm_eps);
+        self.weights.mark(Fnv::new().add(format!("{rope:?} {eps:e}").as_bytes())).finish()
+    }
+
     /// Opens a directory with `config.json` and `*.safetensors`, a `.gguf` file, or a directory with one `.gguf` file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();

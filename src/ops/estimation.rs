@@ -308,7 +308,7 @@ pub fn fold_rows<B: Backend>(
     check(OP, "fold", matches!(fold, 4 | 8 | 16 | 32 | 64), "a power of two from 4 to 64", fold)?;
     check(OP, "out", groups == len.div_ceil(fold), format!("{} groups", len.div_ceil(fold)), groups)?;
     let d = width / fold;
-    check(OP, "out", d * fold == width && d % 8 == 0, format!("rows of {fold} times a multiple of 8"), width)?;
+    check(OP, "out", d * fold == width && d.is_multiple_of(8), format!("rows of {fold} times a multiple of 8"), width)?;
     let last = (heads - 1) * head_stride + (len - 1) * row_stride + d;
     check(OP, "x", last <= x.shape().elements(), format!("at least {last} elements"), x.shape().elements())?;
     check_dtype(OP, "x", &[b.activation()], x.dtype())?;

@@ -214,5 +214,5 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 /// `N` bytes of a block. The places above are constants of the formats, so this cannot fail and costs no check.
 #[inline(always)]
 fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
-    block[at..].first_chunk().expect("part of a block")
+    &block[at..at + N].as_chunks().0[0]
 }

@@ -79,8 +79,23 @@ fn mean_of_rows(x: &[f32], d: usize, from: usize, to: usize) -> Vec<f64> {
     mean
 }
 
-/// Softmax over the key blocks `0..seen` of a mean query over the means of the blocks' keys.
-fn pooled_attention(head: &Head, mean_query: &[f64], seen: usize) -> Vec<f64> {
+/// What the methods that estimate from the last queries and from block means decide by.
+#[derive(Clone)]
+pub struct Scores {
+    start: usize,
+    queries: usize,
+    keys: usize,
+    /// The last queries' attention, of sum 1, by key and by distance.
+    by_key: Vec<f64>,
+    by_offset: Vec<f64>,
+    /// Scaled products of the last queries' mean with the means of the key blocks that they see.
+    last: Vec<f64>,
+    /// The same of each row block.
+    rows: Vec<Vec<f64>>,
+}
+
+/// Scaled products of a mean query with the means of the keys of the blocks `0..seen`.
+fn pooled_scores(head: &Head, mean_query: &[f64], seen: usize) -> Vec<f64> {
     let mut scores = Vec::new();
     for block in 0..seen {
         let key = mean_of_rows(head.k, head.d, block * BLOCK, head.keys().min((block + 1) * BLOCK));
@@ -90,13 +105,60 @@ fn pooled_attention(head: &Head, mean_query: &[f64], seen: usize) -> Vec<f64> {
         }
         scores.push(head.scale * score);
     }
-    softmax(scores)
+    scores
 }
 
-/// The same for a row block, over the key blocks that any of its queries sees.
-fn row_block_attention(head: &Head, r: usize) -> Vec<f64> {
-    let mean = mean_of_rows(head.q, head.d, r * BLOCK, head.queries().min((r + 1) * BLOCK));
-    pooled_attention(head, &mean, head.keys().div_ceil(BLOCK).min(head.span(r).1 / BLOCK + 1))
+impl Scores {
+    pub fn of(head: &Head) -> Self {
+        let (n, m) = (head.queries(), head.keys());
+        let last = n.min(BLOCK);
+        let (mut by_key, mut by_offset) = (vec![0.0; m], vec![0.0; m]);
+        for i in n - last..n {
+            for (j, p) in head.attention(i).into_iter().enumerate() {
+                by_key[j] += p / last as f64;
+                by_offset[head.start + i - j] += p / last as f64;
+            }
+        }
+        let seen = |position: usize| m.div_ceil(BLOCK).min(position / BLOCK + 1);
+        let last = pooled_scores(head, &mean_of_rows(head.q, head.d, n - last, n), seen(head.start + n - 1));
+        let mut rows = Vec::new();
+        for r in 0..head.row_blocks() {
+            let mean = mean_of_rows(head.q, head.d, r * BLOCK, n.min((r + 1) * BLOCK));
+            rows.push(pooled_scores(head, &mean, seen(head.span(r).1)));
+        }
+        Self { start: head.start, queries: n, keys: m, by_key, by_offset, last, rows }
+    }
+
+    /// Key position of a row block's first query.
+    fn first(&self, r: usize) -> usize {
+        self.start + r * BLOCK
+    }
+
+    /// The mean of some heads' scores: what heads that share keys decide by under `share_groups`.
+    pub fn mean(heads: &[Self]) -> Self {
+        fn add(sum: &mut [f64], x: &[f64], part: f64) {
+            for i in 0..sum.len() {
+                sum[i] += x[i] * part;
+            }
+        }
+        let part = 1.0 / heads.len() as f64;
+        let mut mean = heads[0].clone();
+        let all = |scores: &mut Self, other: &Self, part: f64| {
+            add(&mut scores.by_key, &other.by_key, part);
+            add(&mut scores.by_offset, &other.by_offset, part);
+            add(&mut scores.last, &other.last, part);
+            for r in 0..scores.rows.len() {
+                add(&mut scores.rows[r], &other.rows[r], part);
+            }
+        };
+        // From nothing.
+        let own = mean.clone();
+        all(&mut mean, &own, -1.0);
+        for head in heads {
+            all(&mut mean, head, part);
+        }
+        mean
+    }
 }
 
 /// What a rule decides about one entry.
@@ -180,22 +242,16 @@ pub struct Flex {
 }
 
 /// `least`: fewest columns; fewest diagonals beside the 100; nearest keys that are always in where blocks are taken.
-pub fn flex(head: &Head, gamma: f64, least: usize) -> Flex {
-    let (n, m) = (head.queries(), head.keys());
-    let last = n.min(BLOCK);
+pub fn flex(scores: &Scores, gamma: f64, least: usize) -> Flex {
+    let m = scores.keys;
     let key_blocks = m.div_ceil(BLOCK);
 
     // Algorithm 2: the real attention of the last queries, and what block means make of it.
-    let (mut by_key, mut by_offset, mut by_block) = (vec![0.0; m], vec![0.0; m], vec![0.0; key_blocks]);
-    for i in n - last..n {
-        for (j, p) in head.attention(i).into_iter().enumerate() {
-            by_key[j] += p / last as f64;
-            by_offset[head.start + i - j] += p / last as f64;
-            by_block[j / BLOCK] += p / last as f64;
-        }
+    let mut by_block = vec![0.0; key_blocks];
+    for j in 0..m {
+        by_block[j / BLOCK] += scores.by_key[j];
     }
-    let seen = key_blocks.min((head.start + n - 1) / BLOCK + 1);
-    let mut estimated = pooled_attention(head, &mean_of_rows(head.q, head.d, n - last, n), seen);
+    let mut estimated = softmax(scores.last.clone());
     estimated.resize(key_blocks, 0.0);
     let mut divergence = 0.0;
     for c in 0..key_blocks {
@@ -211,11 +267,11 @@ pub fn flex(head: &Head, gamma: f64, least: usize) -> Flex {
 
     // Algorithm 3: the fewest columns and the fewest diagonals.
     let given: Vec<bool> = (0..m).map(|j| j < 30).collect();
-    let columns = fewest_of_mass(&by_key, &given, gamma, least, 1.0 / 64.0);
+    let columns = fewest_of_mass(&scores.by_key, &given, gamma, least, 1.0 / 64.0);
     let mut by_group = vec![0.0; m];
     for from in (0..m).step_by(BLOCK) {
         let to = m.min(from + BLOCK);
-        for mass in &by_offset[from..to] {
+        for mass in &scores.by_offset[from..to] {
             by_group[from] += mass / 2.0;
             by_group[to - 1] += mass / 2.0;
         }
@@ -225,22 +281,21 @@ pub fn flex(head: &Head, gamma: f64, least: usize) -> Flex {
 
     // Algorithm 4: the heaviest blocks of the whole map, each row block weighing the same.
     let mut map = Vec::new();
-    for r in 0..head.row_blocks() {
-        map.extend(row_block_attention(head, r));
+    for row in &scores.rows {
+        map.extend(softmax(row.clone()));
     }
     let mut verdicts = fewest_of_mass(&map, &vec![false; map.len()], gamma, 0, 1.0 / 64.0).verdicts.into_iter();
     let mut blocks = Vec::new();
-    for r in 0..head.row_blocks() {
-        let (first, last) = head.span(r);
-        let own = first / BLOCK;
-        let mut row = Vec::new();
-        for c in 0..key_blocks.min(last / BLOCK + 1) {
+    for (r, row) in scores.rows.iter().enumerate() {
+        let own = scores.first(r) / BLOCK;
+        let mut chosen = Vec::new();
+        for c in 0..row.len() {
             let verdict = verdicts.next().unwrap();
             // The first block, the row block's own, and the nearest `least` keys.
             let always = c == 0 || c >= own || own - c < least.div_ceil(BLOCK);
-            row.push(if always { Verdict::In } else { verdict });
+            chosen.push(if always { Verdict::In } else { verdict });
         }
-        blocks.push(row);
+        blocks.push(chosen);
     }
     Flex { distance: divergence.max(0.0).sqrt(), columns, diagonals, blocks }
 }
@@ -248,24 +303,147 @@ pub fn flex(head: &Head, gamma: f64, least: usize) -> Flex {
 /// FlashPrefill's selection (arXiv 2603.06199): key blocks that weigh at least `alpha` times the heaviest of their row. The
 /// crate's scoring is the softmax of block means. The first block, the row block's own and `window - 1` before it are
 /// always in.
-pub fn threshold(head: &Head, alpha: f64, window: usize) -> Vec<Vec<Verdict>> {
+pub fn threshold(scores: &Scores, alpha: f64, window: usize) -> Vec<Vec<Verdict>> {
+    above(scores, [alpha * (1.0 + TIE), alpha * (1.0 - TIE)], window)
+}
+
+/// Key blocks that weigh at least a part of the heaviest of their row: from the first part on they must be in, from the
+/// second on they may.
+fn above(scores: &Scores, [must, may]: [f64; 2], window: usize) -> Vec<Vec<Verdict>> {
     let mut blocks = Vec::new();
-    for r in 0..head.row_blocks() {
-        let weights = row_block_attention(head, r);
+    for (r, row) in scores.rows.iter().enumerate() {
+        let weights = softmax(row.clone());
         let mut heaviest: f64 = 0.0;
         for weight in &weights {
             heaviest = heaviest.max(*weight);
         }
-        let own = head.span(r).0 / BLOCK;
-        let mut row = Vec::new();
+        let own = scores.first(r) / BLOCK;
+        let mut chosen = Vec::new();
         for (c, weight) in weights.iter().enumerate() {
             let always = c == 0 || c + window > own;
-            let (must, may) = (alpha * heaviest * (1.0 + TIE), alpha * heaviest * (1.0 - TIE));
-            row.push(Verdict::of(always || *weight >= must, always || *weight >= may));
+            chosen.push(Verdict::of(always || *weight >= must * heaviest, always || *weight >= may * heaviest));
         }
-        blocks.push(row);
+        blocks.push(chosen);
     }
     blocks
+}
+
+/// The crate's own `recall:FLOOR:ALPHA`: [`threshold`] with the largest threshold of at most `alpha` whose blocks hold `floor`
+/// of the last queries' attention. Thresholds are tried by steps of 1/64. None where not even a threshold of 2^-10
+/// serves: such a head is dense.
+pub fn recall(scores: &Scores, floor: f64, alpha: f64, window: usize) -> Option<Vec<Vec<Verdict>>> {
+    let own = (scores.start + scores.queries - 1) / BLOCK;
+    let weights = softmax(scores.last.clone());
+    let mut heaviest: f64 = 0.0;
+    for weight in &weights {
+        heaviest = heaviest.max(*weight);
+    }
+    // The blocks by weight, and what the heaviest ones hold together.
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]));
+    let mut held = 0.0;
+    let mut mass = vec![0.0; weights.len()];
+    for j in 0..scores.keys {
+        mass[j / BLOCK] += scores.by_key[j];
+    }
+    let always = |c: usize| c == 0 || c + window > own;
+    for (c, mass) in mass.iter().enumerate() {
+        if always(c) {
+            held += mass;
+        }
+    }
+    let largest = |floor: f64| {
+        let (mut held, mut fitted) = (held, alpha);
+        for c in order.iter().copied().filter(|c| !always(*c)) {
+            if held >= floor {
+                break;
+            }
+            held += mass[c];
+            fitted = alpha.min(weights[c] / heaviest);
+        }
+        if held >= floor { fitted } else { 0.0 }
+    };
+    let (must, may) = (largest(floor - TIE), largest(floor + TIE));
+    if must < 2f64.powi(-10) {
+        return None;
+    }
+    Some(above(scores, [must * (1.0 + TIE), may * (1.0 - TIE) / (1.0 + 1.0 / 32.0)], window))
+}
+
+/// XAttention's choice (arXiv 2503.16428, algorithm 1): queries and keys in groups of `stride`; the sum along a group's
+/// antidiagonal, over `stride`, stands for the whole; a softmax over the groups of keys that begin at or before a group's
+/// last query; summed over the groups of each block; the fewest, heaviest blocks that hold `part` of each row. Departures of
+/// the crate: blocks of 64; the first block and the row block's own always in, beside those that the part asks for;
+/// weights within 1/64 of each other taken together.
+pub fn xattention(heads: &[Head], stride: usize, part: f64) -> Vec<Vec<Verdict>> {
+    let head = heads[0];
+    let (n, m) = (head.queries(), head.keys());
+    let mut blocks = Vec::new();
+    for r in 0..head.row_blocks() {
+        let (first, last) = head.span(r);
+        let seen = m.div_ceil(BLOCK).min(last / BLOCK + 1);
+        // Heads that share keys take the mean of their logarithms.
+        let mut logarithms = vec![0.0; seen];
+        for head in heads {
+            for (c, weight) in antidiagonal_weights(head, r, stride, seen).into_iter().enumerate() {
+                logarithms[c] += weight.ln() / heads.len() as f64;
+            }
+        }
+        let weights = softmax(logarithms);
+        let chosen = fewest_of_mass(&weights, &vec![false; seen], part, 0, 1.0 / 64.0).verdicts;
+        let always = |c: usize| c == 0 || c >= first / BLOCK;
+        blocks.push((0..seen).map(|c| if always(c) { Verdict::In } else { chosen[c] }).collect());
+    }
+    assert!(n > 0);
+    blocks
+}
+
+/// What the groups of a row block give each key block.
+fn antidiagonal_weights(head: &Head, r: usize, stride: usize, seen: usize) -> Vec<f64> {
+    let (n, m) = (head.queries(), head.keys());
+    let mut weights = vec![0.0; seen];
+    for group in r * BLOCK / stride..((r + 1) * BLOCK / stride).min(n.div_ceil(stride)) {
+        let last = head.start + n.min((group + 1) * stride) - 1;
+        let mut sums = Vec::new();
+        for keys in 0..=last / stride {
+            let mut sum = 0.0;
+            for t in 0..stride {
+                let (i, j) = (group * stride + stride - 1 - t, keys * stride + t);
+                // What is not there counts as zeros.
+                if i < n && j < m {
+                    sum += head.dot(i, j);
+                }
+            }
+            sums.push(head.scale * sum / stride as f64);
+        }
+        for (keys, weight) in softmax(sums).into_iter().enumerate() {
+            weights[keys * stride / BLOCK] += weight;
+        }
+    }
+    weights
+}
+
+/// Log-sum-exp of each query under skip-softmax (BLASST, arXiv 2512.12087) by the finest tile, one query and one key: a key
+/// whose score lies below the maximum so far by more than `-ln(factor / m)` gives nothing. Any larger tile drops fewer.
+pub fn skip_softmax_lse(head: &Head, factor: f64) -> Vec<f64> {
+    let below = (factor / head.keys() as f64).ln().min(0.0);
+    let mut all = Vec::new();
+    for i in 0..head.queries() {
+        let (mut largest, mut kept) = (f64::NEG_INFINITY, Vec::new());
+        for j in 0..=head.start + i {
+            let score = head.scale * head.dot(i, j);
+            if score - largest >= below {
+                kept.push(score);
+                largest = largest.max(score);
+            }
+        }
+        let mut total = 0.0;
+        for score in kept {
+            total += (score - largest).exp();
+        }
+        all.push(largest + total.ln());
+    }
+    all
 }
 
 /// Tri-shape (TriangleMix, arXiv 2507.21526): first keys, nearest keys, and everything for the last queries. Query

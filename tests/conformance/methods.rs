@@ -4,7 +4,7 @@
 
 use crate::attention::{Call, Layout, Lengths};
 use crate::common;
-use crate::common::methods::{self, BLOCK, Head, Verdict};
+use crate::common::methods::{self, BLOCK, Head, Scores, Verdict};
 use minference::backend::cpu::Cpu;
 use minference::estimate::{choose, estimate};
 use minference::index::HostIndex;
@@ -69,9 +69,9 @@ fn flex_is_the_papers_cpu() {
     let (mut lines, mut blocks, mut entries, mut ties) = (0, 0, 0, 0);
     each_call(|call, what| {
         let heads = call.shape.n_heads;
+        let scores: Vec<Scores> = (0..heads).map(|h| Scores::of(&head(call, h))).collect();
         for (gamma, least) in [(0.9f32, 0), (0.95, 128), (0.6, 200)] {
-            let statements: Vec<_> =
-                (0..heads).map(|h| methods::flex(&head(call, h), f64::from(gamma), least)).collect();
+            let statements: Vec<_> = scores.iter().map(|s| methods::flex(s, f64::from(gamma), least)).collect();
             for tau in [0.0f32, 0.1, 0.3, 1.0] {
                 let pattern = HeadPattern::Flex { gamma, tau, budget: [least, 0] };
                 let chosen = choose(b, &vec![pattern; heads], &call.shape, call.q.view(), call.k.view()).unwrap();
@@ -116,10 +116,11 @@ fn flex_is_the_papers_cpu() {
 fn threshold_is_the_papers_cpu() {
     let (mut entries, mut ties, mut dropped) = (0, 0, 0);
     each_call(|call, what| {
+        let scores: Vec<Scores> = (0..call.shape.n_heads).map(|h| Scores::of(&head(call, h))).collect();
         for alpha in [0.02f32, 0.1, 0.5] {
             let index = index_of(call, &vec![HeadPattern::Threshold { alpha }; call.shape.n_heads]);
-            for h in 0..call.shape.n_heads {
-                let verdicts = methods::threshold(&head(call, h), f64::from(alpha), 4);
+            for (h, scores) in scores.iter().enumerate() {
+                let verdicts = methods::threshold(scores, f64::from(alpha), 4);
                 ties += check_blocks(&format!("{what}: alpha {alpha}"), &index, h, &head(call, h), &verdicts);
                 entries += verdicts.iter().map(Vec::len).sum::<usize>();
                 dropped += verdicts.iter().flatten().filter(|v| **v == Verdict::Out).count();

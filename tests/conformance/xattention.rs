@@ -135,8 +135,8 @@ for_each_backend!(xattention_heads, |b| {
         patterns[1] = [HeadPattern::XAttention { stride: 32, threshold }, HeadPattern::Threshold { alpha: 0.1 }][case];
         let index = estimate(b, &patterns, s, call.q.view(), call.k.view()).unwrap().to_host(b).unwrap();
         index.validate().unwrap();
-        for h in 0..s.n_heads {
-            let HeadPattern::XAttention { stride, .. } = patterns[h] else { continue };
+        for (h, pattern) in patterns.iter().enumerate() {
+            let HeadPattern::XAttention { stride, .. } = *pattern else { continue };
             let (q, k, _) = call.head(h);
             let mass = antidiagonal_mass(q, k, s.head_dim, f64::from(s.scale), s.q_start, stride);
             for (r, mass) in mass.iter().enumerate() {

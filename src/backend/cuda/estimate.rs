@@ -7,10 +7,15 @@ use crate::Result;
 use crate::backend::params::*;
 use crate::backend::{IndexChoice, IndexSlices, IndexSlicesMut, Slice, SliceMut};
 
-/// Keys of one block of the score kernels: 16 tiles, so that the load of Q (one tile) is a few percent.
-const SPLIT_KEYS: u32 = 1024;
+/// Keys of one block of the score kernels: 16 tiles, so that the load of Q (one tile) is a few percent; of short prompts
+/// down to 4, until there are [`SCORE_BLOCKS`] a multiprocessor.
+const SPLIT_KEYS: [u32; 2] = [256, 1024];
+/// Twice as many as share a multiprocessor.
+const SCORE_BLOCKS: u32 = 6;
 /// Scores of one block of the top-k kernels (`PART` in select_top_k.cu).
 const TOP_K_PART: u32 = 8192;
+/// Rows that one block takes by itself (`SHORT` there).
+const TOP_K_SHORT: u32 = 32768;
 /// Row blocks of one block of `count_ranges` (`COUNTED` in build_index.cu).
 const COUNTED_ROWS: u32 = 32;
 /// Row blocks of one block of `place_rows` (`PLACE` there).
@@ -30,7 +35,9 @@ pub(super) fn score_last_queries(
     let bytes = kernels::shared_memory::score_last_queries(p.head_dim as usize);
     let kernel =
         kernels::SCORE_LAST_QUERIES.with(&[("BF16", &b.bf16()), ("HEAD_DIM", &p.head_dim), ("SMEM_BYTES", &bytes)]);
-    let (split_keys, splits) = (SPLIT_KEYS, p.kv_len.div_ceil(SPLIT_KEYS));
+    let share = (u64::from(p.n_heads) * u64::from(p.kv_len)).div_ceil(u64::from(SCORE_BLOCKS * b.limits.processors));
+    let split_keys = (share as u32).next_multiple_of(64).clamp(SPLIT_KEYS[0], SPLIT_KEYS[1]);
+    let splits = p.kv_len.div_ceil(split_keys);
     let partial = b.alloc_buffer(p.n_heads as usize * splits as usize * 64 * 8)?;
     let stats = b.alloc_buffer(p.n_heads as usize * 64 * 8)?;
     let (partial, stats) = (&partial.address(), &stats.address());
@@ -53,6 +60,10 @@ pub(super) fn select_top_k(
 ) -> Result<()> {
     let kernel = kernels::SELECT_TOP_K.with(&[("BF16", &b.bf16())]);
     let (scores, counts, indices) = (address(&scores), address(&counts), address_mut(&indices));
+    if p.len <= TOP_K_SHORT {
+        let args = [arg(p), arg(&scores), arg(&counts), arg(&indices)];
+        return b.launch(&kernel, "top_k_row", Launch::new([p.rows, 1, 1], 1024), &args);
+    }
     let parts = p.len.div_ceil(TOP_K_PART);
     let bins = b.alloc_buffer(p.rows as usize * 3 * 2048 * 4)?;
     b.device.zero(&bins)?;

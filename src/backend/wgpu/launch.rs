@@ -11,30 +11,6 @@ params! {
         quads: u32,
     }
 
-    /// Keys and values of columns in their order, for some heads.
-    GatherColumns {
-        /// Heads of this dispatch.
-        heads: u32,
-        /// Query heads per KV head.
-        group_size: u32,
-        /// The first head's place among those of its KV head.
-        head_in_group: u32,
-        /// Elements of a head.
-        head_dim: u32,
-        /// Keys.
-        kv_len: u32,
-        /// Columns of a head, padding included.
-        width: u32,
-        /// Distance between keys.
-        k_row_stride: u32,
-        /// Distance between KV heads of `k`.
-        k_head_stride: u32,
-        /// Distance between values.
-        v_row_stride: u32,
-        /// Distance between KV heads of `v`.
-        v_head_stride: u32,
-    }
-
     /// Columns moved into some keys.
     ClampColumns {
         /// Columns of all heads, padding included.

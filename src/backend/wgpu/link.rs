@@ -22,7 +22,7 @@ macro_rules! sources {
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
     "add" "append_kv" "attention" "attention_coop" "attention_rows" "build_index_dense" "build_index_keep"
     "build_index_place" "build_index_rows" "cast" "clamp_columns" "clip_index_keep" "clip_index_rows" "coop_layout"
-    "count_by_mass" "decode_attention" "decode_attention_merge" "embed" "expand" "fold_rows" "gather_columns" "group_offsets"
+    "count_by_mass" "decode_attention" "decode_attention_merge" "embed" "expand" "fold_rows" "group_offsets"
     "matmul" "matmul_coop" "matmul_frags" "matvec" "merge_attention" "pack_kv" "pool_blocks" "rms_norm" "rope"
     "score_blocks" "score_last_queries_merge" "score_last_queries_rows" "score_last_queries_rows_coop"
     "score_last_queries_sums" "score_last_queries_sums_coop" "select_blocks" "select_top_k" "select_weighed_blocks"
@@ -30,7 +30,7 @@ const KERNELS: &[(&str, &str)] = sources!("shaders/":
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
-    "columns_compact" "columns_direct" "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar"
+    "columns_direct" "coop_rows" "coop_stage" "coop_stage_words" "coop_tiles_scalar"
     "coop_tiles_vec4" "coop_walk" "coop_words" "dot_tile" "eight_f16" "eight_words" "input8_vec4" "input8_wide"
     "input8_words" "input_scalar" "input_vec4" "invocation" "invocation_subgroup" "lanes_1" "lanes_4"
     "last_tile_dot" "last_tile_keys" "mass" "matmul_out" "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32"

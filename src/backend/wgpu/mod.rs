@@ -43,7 +43,7 @@ mod silu_mul;
 mod tune;
 mod unroll;
 
-pub use attention::{AttentionForm, AttentionKernel, COPY_BYTES};
+pub use attention::AttentionKernel;
 pub use attention_coop::CoopVariant;
 pub use attention_rows::RowsVariant;
 pub use buffer::Buffer;
@@ -227,7 +227,7 @@ pub struct Wgpu {
     /// Bound where an operation has no operand for a binding.
     placeholder: Buffer,
     /// What [`Wgpu::use_attention_kernel`] set.
-    attention: Mutex<Option<AttentionForm>>,
+    attention: Mutex<Option<AttentionKernel>>,
     /// Whether fragments lie as `attention_rows` expects, once asked.
     has_rows: OnceLock<bool>,
 }
@@ -323,7 +323,7 @@ impl Backend for Wgpu {
 
     fn kernel_choice(&self, head_dim: usize) -> String {
         let head_dim = attention::kernel_head_dim(head_dim as u32);
-        let forms = tune::Walk::ALL.map(|walk| (walk.name(), self.attention_form(head_dim, walk, true).to_string()));
+        let forms = tune::Walk::ALL.map(|walk| (walk.name(), self.attention_kernel(head_dim, walk, true)));
         let attention = forms.map(|(walk, form)| format!("{walk} {form}")).join(", ");
         format!("attention {attention}; products {}", matmul::choices(self))
     }
@@ -366,6 +366,10 @@ impl Backend for Wgpu {
 
     async fn download(&self, buffer: &Buffer, bytes: Range<usize>) -> Result<Vec<u8>> {
         self.download_bytes(buffer, bytes)
+    }
+
+    async fn download_all(&self, parts: &[(&Buffer, Range<usize>)]) -> Result<Vec<Vec<u8>>> {
+        self.download_parts(parts)
     }
 
     fn flush(&self) -> Result<()> {

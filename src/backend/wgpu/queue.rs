@@ -401,6 +401,52 @@ impl Wgpu {
         self.context.wait(None)
     }
 
+    /// Several parts through one staging buffer, where it is not too long.
+    pub(super) fn download_parts(&self, parts: &[(&Buffer, Range<usize>)]) -> Result<Vec<Vec<u8>>> {
+        // The words that hold each part: where they begin in the buffer, how many bytes, and where they go.
+        let mut end = 0;
+        let words: Vec<(u64, u64, u64)> = parts
+            .iter()
+            .map(|(buffer, bytes)| {
+                let [from, to] = [bytes.start, bytes.end].map(|at| buffer.offset + at as u64);
+                let size = to.next_multiple_of(4).saturating_sub(from - from % 4);
+                end += size;
+                (from - from % 4, size, end - size)
+            })
+            .collect();
+        let inside = parts.iter().all(|(buffer, bytes)| bytes.start < bytes.end && bytes.end as u64 <= buffer.len);
+        if parts.len() < 2 || !inside || end > DOWNLOAD_STEP {
+            return parts.iter().map(|(buffer, bytes)| self.download_bytes(buffer, bytes.clone())).collect();
+        }
+        let staging = self.read_back_buffer(end)?;
+        {
+            let mut recorder = lock(&self.recorder);
+            for ((buffer, _), (from, size, target_offset)) in parts.iter().zip(&words) {
+                let (source, target) = (buffer.raw.clone(), staging.clone());
+                let [source_offset, size, target_offset] = [*from, *size, *target_offset];
+                recorder.commands.push(Command::Copy { source, source_offset, target, target_offset, size });
+            }
+            recorder.submit(&self.context)?;
+        }
+        let view = mapped(&self.context, &staging)?;
+        self.context.check()?;
+        let part = |((buffer, bytes), (from, _, at)): (&(&Buffer, Range<usize>), &(u64, u64, u64))| {
+            let first = (at + buffer.offset + bytes.start as u64 - from) as usize;
+            view[first..first + bytes.len()].to_vec()
+        };
+        Ok(parts.iter().zip(&words).map(part).collect())
+    }
+
+    fn read_back_buffer(&self, size: u64) -> Result<wgpu::Buffer> {
+        let descriptor = wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        };
+        self.context.guarded("a read-back buffer", || self.context.device.create_buffer(&descriptor))
+    }
+
     pub(super) fn download_bytes(&self, buffer: &Buffer, range: Range<usize>) -> Result<Vec<u8>> {
         let (first, end) = (range.start as u64, range.end as u64);
         if first > end || end > buffer.len {
@@ -423,13 +469,7 @@ impl Wgpu {
         let start = buffer.offset + bytes.start;
         let word = start - start % 4;
         let size = (buffer.offset + bytes.end - word).next_multiple_of(4);
-        let descriptor = wgpu::BufferDescriptor {
-            label: None,
-            size,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        };
-        let staging = context.guarded("a read-back buffer", || context.device.create_buffer(&descriptor))?;
+        let staging = self.read_back_buffer(size)?;
         {
             let (source, target) = (buffer.raw.clone(), staging.clone());
             let mut recorder = lock(&self.recorder);

@@ -365,10 +365,10 @@ impl Wgpu {
     }
 }
 
-/// Sizes of trials are 0, 1 and 2, each about so many times the work of the one before.
+/// Sizes of trials go from 0 up, each at most about so many times the work of the one before.
 pub(super) const GROWTH: f64 = 15.0;
 /// The largest size.
-pub(super) const LARGEST: usize = 2;
+pub(super) const LARGEST: usize = 3;
 
 /// The first form, unless another one is clearly faster.
 fn fastest(first: &str, ms: &BTreeMap<String, f64>) -> String {

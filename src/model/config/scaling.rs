@@ -1,0 +1,161 @@
+//! Rotary embedding and how it is stretched, as configs state it and `--rope-scaling` replaces it.
+
+use super::super::family::Family;
+use super::super::fields::Fields;
+use super::super::rope::{RopeConfig, RopeScaling, longrope_attention_factor, yarn_attention_factor};
+use super::{DecoderConfig, head_dim};
+use crate::{Error, Result};
+use serde_json::Map;
+
+impl DecoderConfig {
+    /// Replaces the checkpoint's RoPE scaling: `yarn:FACTOR`, `linear:FACTOR`, `dynamic:FACTOR`, `none`, each from the
+    /// positions that the model was trained on.
+    pub fn override_rope_scaling(&mut self, text: &str) -> Result<()> {
+        let (kind, factor) = text.split_once(':').unwrap_or((text, "1"));
+        let factor: f64 = factor.parse().ok().filter(|f: &f64| f.is_finite() && *f >= 1.0).ok_or_else(|| {
+            Error::invalid(format!("rope scaling {text:?}: expected a factor of at least 1, found {factor:?}"))
+        })?;
+        let original = match &self.rope.scaling {
+            RopeScaling::Dynamic { original, .. }
+            | RopeScaling::Llama3 { original, .. }
+            | RopeScaling::Yarn { original, .. }
+            | RopeScaling::LongRope { original, .. } => *original,
+            RopeScaling::Linear { factor } => (self.max_positions as f64 / factor) as usize,
+            RopeScaling::None | RopeScaling::Divisors(_) => self.max_positions,
+        };
+        self.rope.scaling = match kind {
+            "none" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor },
+            "dynamic" => RopeScaling::Dynamic { factor, original },
+            "yarn" => yarn(factor, original),
+            other => {
+                let what = format!("rope scaling {other:?}: expected none, linear, dynamic or yarn");
+                return Err(Error::invalid(what));
+            }
+        };
+        self.max_positions = stretched(original, &self.rope.scaling);
+        Ok(())
+    }
+}
+
+/// YaRN with the defaults of its paper.
+pub(super) fn yarn(factor: f64, original: usize) -> RopeScaling {
+    let attention_factor = yarn_attention_factor(factor, 1.0);
+    RopeScaling::Yarn { factor, original, beta_fast: 32.0, beta_slow: 1.0, truncate: true, attention_factor }
+}
+
+/// Positions after a stretch. transformers asks that `max_position_embeddings` stays as it was trained where linear,
+/// dynamic or YaRN scaling is added; Qwen's instructions say the same.
+pub(super) fn stretched(max_positions: usize, scaling: &RopeScaling) -> usize {
+    match scaling {
+        RopeScaling::Linear { factor } => (max_positions as f64 * factor) as usize,
+        RopeScaling::Dynamic { factor, original } | RopeScaling::Yarn { factor, original, .. } => {
+            max_positions.max((*original as f64 * factor) as usize)
+        }
+        _ => max_positions,
+    }
+}
+
+/// RoPE of a `config.json`: `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling`, or `rope_ratio`.
+pub(super) fn rope_from_json(f: &Fields, family: &Family) -> Result<RopeConfig> {
+    let head_dim = head_dim(f, family.keys)?;
+    let empty = Map::new();
+    let (new, old) = (f.object("rope_parameters")?, f.object("rope_scaling")?);
+    let (prefix, object) = match (new, old) {
+        (Some(new), _) => ("rope_parameters.", new),
+        (None, Some(old)) => ("rope_scaling.", old),
+        (None, None) => ("", &empty),
+    };
+    let s = Fields { prefix, object, ..*f };
+    let fraction = match s.number("partial_rotary_factor")? {
+        Some(fraction) => fraction,
+        None => f.number("partial_rotary_factor")?.unwrap_or(family.rotary_fraction),
+    };
+    if !(fraction > 0.0 && fraction <= 1.0) {
+        return Err(f.error("partial_rotary_factor", "a number above 0 and at most 1", fraction));
+    }
+    let theta = match s.number("rope_theta")? {
+        Some(theta) => theta,
+        None => f.number("rope_theta")?.unwrap_or(10000.0),
+    };
+    // Only ChatGLM has it; its base is 10000 times the ratio.
+    let ratio = f.number("rope_ratio")?.unwrap_or(1.0);
+    Ok(RopeConfig {
+        rotary_dim: (head_dim as f64 * fraction) as usize,
+        interleaved: family.interleaved,
+        base: theta * ratio,
+        scaling: scaling_from_json(f, &s, family)?,
+    })
+}
+
+fn scaling_from_json(f: &Fields, s: &Fields, family: &Family) -> Result<RopeScaling> {
+    let kind = match s.text("rope_type")? {
+        Some(kind) => kind,
+        None => s.text("type")?.unwrap_or("default"),
+    };
+    let max_positions = f.required_count(family.keys.max_positions, 1..=1 << 31)?;
+    let stated = match s.count("original_max_position_embeddings")? {
+        Some(n) => Some(n),
+        None => f.count("original_max_position_embeddings")?,
+    };
+    if let Some(n) = stated.filter(|n| *n < 2) {
+        return Err(s.error("original_max_position_embeddings", "at least 2", n));
+    }
+    let original = stated.unwrap_or(max_positions);
+    let factor = || {
+        let factor = s.required_positive("factor")?;
+        if factor >= 1.0 { Ok(factor) } else { Err(s.error("factor", "at least 1", factor)) }
+    };
+    Ok(match kind {
+        "default" | "none" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: factor()? },
+        "dynamic" => RopeScaling::Dynamic { factor: factor()?, original: max_positions },
+        "llama3" => {
+            let (low, high) = (s.required_positive("low_freq_factor")?, s.required_positive("high_freq_factor")?);
+            if low >= high {
+                return Err(s.error("high_freq_factor", &format!("above low_freq_factor = {low}"), high));
+            }
+            RopeScaling::Llama3 { factor: factor()?, low, high, original }
+        }
+        "yarn" => {
+            let factor = factor()?;
+            let attention_factor =
+                match (s.number("attention_factor")?, s.number("mscale")?, s.number("mscale_all_dim")?) {
+                    (Some(given), _, _) => given,
+                    (None, Some(m), Some(all)) if m != 0.0 && all != 0.0 => {
+                        yarn_attention_factor(factor, m) / yarn_attention_factor(factor, all)
+                    }
+                    _ => yarn_attention_factor(factor, 1.0),
+                };
+            RopeScaling::Yarn {
+                factor,
+                original,
+                beta_fast: s.number("beta_fast")?.unwrap_or(32.0),
+                beta_slow: s.number("beta_slow")?.unwrap_or(1.0),
+                truncate: s.flag("truncate")?.unwrap_or(true),
+                attention_factor,
+            }
+        }
+        // `su` is what the first upload of Phi-3-mini-128k called it.
+        "longrope" | "su" => {
+            let list = |key| s.positives(key)?.ok_or_else(|| s.error(key, "a list of positive numbers", "nothing"));
+            let stretch = match stated {
+                Some(original) => max_positions as f64 / original as f64,
+                None => factor()?,
+            };
+            let attention_factor =
+                s.number("attention_factor")?.unwrap_or_else(|| longrope_attention_factor(stretch, original));
+            RopeScaling::LongRope {
+                short: list("short_factor")?,
+                long: list("long_factor")?,
+                original,
+                attention_factor,
+            }
+        }
+        other => {
+            let what = format!("{}rope_type {other:?}", s.prefix);
+            let known = "default, linear, dynamic, llama3, yarn, longrope";
+            return Err(Error::Unsupported(format!("{}: {what}; supported are {known}", f.path.display())));
+        }
+    })
+}

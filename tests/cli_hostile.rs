@@ -1,0 +1,159 @@
+//! What the program says to files of other models, other prompts and other places than it can use: one clear line before
+//! any long work, never a panic, and never an answer from what does not belong together.
+#![cfg(feature = "cli")]
+
+mod program;
+
+use program::{json_of, refused, text};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+const RUN: [&str; 6] = ["run", "--model", "needle", "--device", "cpu", "-q"];
+
+/// A copy of the needle model's directory with another config field, or another byte in the middle of its weights.
+fn needle_with(at: PathBuf, field: Option<(&str, Value)>, byte: bool) -> PathBuf {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/needle/model");
+    std::fs::create_dir_all(&at).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), at.join(name)).unwrap();
+    }
+    if let Some((key, value)) = field {
+        let mut config: Value = serde_json::from_slice(&std::fs::read(at.join("config.json")).unwrap()).unwrap();
+        config[key] = value;
+        std::fs::write(at.join("config.json"), config.to_string()).unwrap();
+    }
+    if byte {
+        let path = at.join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let end = bytes.len() - 1;
+        bytes[end] ^= 0x40;
+        std::fs::write(path, bytes).unwrap();
+    }
+    at
+}
+
+#[test]
+fn a_context_of_another_model_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // All of one name and shape.
+    let first = needle_with(at("a/model"), None, false);
+    let same = needle_with(at("b/model"), None, false);
+    let trained = needle_with(at("c/model"), None, true);
+    let turned = needle_with(at("d/model"), Some(("rope_theta", 5e9.into())), false);
+    let kv = at("c.kv");
+    let call = |model: &Path, more: &[&str], works: bool| {
+        let args = ["run", "--model", text(model), "--device", "cpu", "--max-new-tokens", "1", "-q", "--prompt", "It"];
+        let args = [&args[..], more].concat();
+        match works {
+            true => drop(json_of(&[&args[..], &["--json"]].concat())),
+            false => refused(&args, &["c.kv", "context: expected one of model"]),
+        }
+    };
+    call(&first, &["--kv-out", text(&kv)], true);
+    call(&same, &["--kv-in", text(&kv)], true);
+    for other in [&trained, &turned] {
+        call(other, &["--kv-in", text(&kv)], false);
+    }
+    call(&first, &["--kv-in", text(&kv), "--rope-scaling", "yarn:4"], false);
+}
+
+#[test]
+fn places_that_cannot_be_written_are_refused_before_work_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("no/such/file.json");
+    let (missing, dir) = (text(&missing), text(dir.path()));
+    // Prompts that would take minutes.
+    let long = ["--prompt-tokens", "200000"];
+    for flag in ["--logits-out", "--kv-out", "--report"] {
+        refused(&[&RUN[..], &long, &[flag, missing]].concat(), &["no/such", "there is no directory"]);
+    }
+    refused(&[&RUN[..], &long, &["--kv-out", dir]].concat(), &["found a directory"]);
+    let eval = ["eval", "needle", "--model", "needle", "--device", "cpu", "--lengths", "512K"];
+    refused(&[&eval[..], &["--out", missing]].concat(), &["there is no directory"]);
+    refused(&[&eval[..], &["--plot", "no/such/map.svg"]].concat(), &["no/such/map.svg", "there is no directory"]);
+    let search = ["search", "--model", "needle", "--device", "cpu", "--length", "500000"];
+    refused(&[&search[..], &["--output", missing]].concat(), &["there is no directory"]);
+    refused(
+        &["attend", "--input", "x.safetensors", "--pattern", "dense", "--output", missing],
+        &["there is no directory"],
+    );
+}
+
+#[test]
+fn numbers_beyond_reason_are_refused_at_once() {
+    let search = ["search", "--model", "needle", "--device", "cpu", "--output", "never-written.json"];
+    refused(&[&search[..], &["--length", "99999999999"]].concat(), &["--length", "at most 1048576", "99999999999"]);
+    let eval = ["eval", "needle", "--model", "needle", "--device", "cpu", "--lengths", "1K"];
+    for flag in ["--depths", "--samples", "--rounds"] {
+        refused(&[&eval[..], &[flag, "99999999"]].concat(), &[flag, "1 to 100000", "99999999"]);
+    }
+    refused(&[&RUN[..], &["--prompt", "It was", "--question", " "]].concat(), &["--question", "expected some text"]);
+}
+
+#[test]
+fn an_answer_ends_where_the_models_positions_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = needle_with(dir.path().join("short"), Some(("max_position_embeddings", 40.into())), false);
+    let args = ["run", "--model", text(&model), "--device", "cpu", "--max-new-tokens", "1000", "--json"];
+    let value = json_of(&[&args[..], &["--prompt", "It was late, and"]].concat());
+    let all = value["prompt_tokens"].as_u64().unwrap() + value["generated_ids"].as_array().unwrap().len() as u64;
+    assert_eq!((value["stop"].as_str(), all), (Some("length"), 41), "{value}");
+    let long = "It was late. ".repeat(20);
+    refused(&[&args[..7], &["--prompt", &long]].concat(), &["short is made for at most 40"]);
+}
+
+#[test]
+fn question_sets_without_questions_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("squad.json");
+    let args =
+        ["eval", "ruler", "--model", "needle", "--device", "cpu", "--lengths", "1K", "--tasks", "qa_1", "--data"];
+    for set in [r#"{"data":[]}"#, r#"{"data":[{"paragraphs":[{"context":"x","qas":[]}]}]}"#] {
+        std::fs::write(&path, set).unwrap();
+        refused(&[&args[..], &[text(&path)]].concat(), &["squad.json", "expected questions with answers, found none"]);
+    }
+}
+
+#[test]
+fn results_of_other_prompts_or_weights_are_not_added_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("r.json");
+    let model = needle_with(dir.path().join("model"), None, false);
+    let args = ["eval", "needle", "--model", text(&model), "--device", "cpu", "--depths", "2", "--lengths", "600"];
+    let args = [&args[..], &["--tasks", "code", "--attention", "a_shape:64:128", "--out", text(&out)]].concat();
+    let first = json_of(&[&args[..], &["--json"]].concat());
+    assert_eq!(first["rows"].as_array().unwrap().len(), 4);
+    // As a version with other words would have left it.
+    let mut other = first.clone();
+    for row in other["rows"].as_array_mut().unwrap() {
+        row["prompt"] = "00000000deadbeef".into();
+    }
+    other.as_object_mut().unwrap().remove("summary");
+    std::fs::write(&out, other.to_string()).unwrap();
+    refused(&args, &["r.json", "code at 600 tokens", "00000000deadbeef", "another --out"]);
+    // Rows of versions that noted no prompt stay.
+    for row in other["rows"].as_array_mut().unwrap() {
+        row.as_object_mut().unwrap().remove("prompt");
+    }
+    std::fs::write(&out, other.to_string()).unwrap();
+    json_of(&[&args[..], &["--json"]].concat());
+    needle_with(dir.path().join("model"), None, true);
+    refused(&args, &["r.json", "settings", "weights", "another --out"]);
+}
+
+#[test]
+fn a_search_goes_on_only_from_its_own_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = needle_with(dir.path().join("model"), None, false);
+    let output = dir.path().join("p.json");
+    let partial = dir.path().join("p.partial");
+    let args = ["search", "--model", text(&model), "--device", "cpu", "--length", "512", "--output", text(&output)];
+    std::fs::write(&partial, "{").unwrap();
+    refused(&args, &["p.partial", "expected what an earlier search left"]);
+    std::fs::write(&partial, r#"{"key":"[]","prompts":[{}]}"#).unwrap();
+    refused(&args, &["p.partial", "other settings"]);
+    std::fs::remove_file(&partial).unwrap();
+    json_of(&[&args[..], &["--json"]].concat());
+    assert!(output.exists() && !partial.exists());
+}
