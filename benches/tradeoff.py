@@ -19,9 +19,11 @@ METHODS = {
     "block_sparse": [f"block_sparse:{k}" for k in (2, 4, 8, 16, 32)],
     "flex": [f"flex:{g}" for g in (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)],
     "threshold": [f"threshold:{a}" for a in (0.5, 0.2, 0.1, 0.05, 0.02, 0.005)],
+    "recall": [f"recall:{f}:1" for f in (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)],
+    "xattention": [f"xattention:8:{t}" for t in (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)],
     "tri_shape": [f"tri_shape:64:{n}:128" for n in (64, 512, 1024)],
 }
-COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b"]
+COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf", "#7f7f7f", "#bcbd22"]
 
 
 def measure(program, head, pattern):
@@ -30,23 +32,37 @@ def measure(program, head, pattern):
     return {key: out[key] for key in ("recall", "rel_l2", "density", "estimate_ms", "index_ms", "attention_ms", "dense_ms")}
 
 
-def panel(x0, title, key, points, low, high):
-    width, height = 380, 300
-    span = math.log(1 / 0.02)
-    x = lambda d: x0 + 50 + (math.log(max(d, 0.02) / 0.02) / span) * (width - 70)
-    y = lambda v: 40 + (height - 40) * (1 - (min(max(v, low), high) - low) / (high - low))
-    out = [f'<text x="{x0 + width / 2}" y="22" text-anchor="middle" font-weight="bold">{title}</text>']
-    for d in (0.02, 0.05, 0.1, 0.2, 0.5, 1):
+def panel(x0, title, value, points, ticks):
+    """One picture from x0 on: `value` of each row over its density, both by logarithm; `ticks` ascend and bound it."""
+    width, height = 400, 320
+    densities = (0.02, 0.05, 0.1, 0.2, 0.5, 1)
+    place = lambda v, scale: math.log(max(v, scale[0] / 10) / scale[0]) / math.log(scale[-1] / scale[0])
+    x = lambda d: x0 + 60 + place(d, densities) * (width - 80)
+    y = lambda v: 40 + (height - 40) * (1 - place(v, ticks))
+    clip = f"clip{x0}"
+    out = [f'<text x="{x0 + 60 + (width - 80) / 2}" y="22" text-anchor="middle" font-weight="bold">{title}</text>']
+    for d in densities:
         out.append(f'<line x1="{x(d):.1f}" x2="{x(d):.1f}" y1="40" y2="{height}" stroke="#ddd"/><text x="{x(d):.1f}" y="{height + 16}" text-anchor="middle">{d}</text>')
-    for i in range(6):
-        v = low + (high - low) * i / 5
-        out.append(f'<line x1="{x0 + 50}" x2="{x0 + width - 20}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#ddd"/><text x="{x0 + 44}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.2f}</text>')
-    out.append(f'<text x="{x0 + width / 2}" y="{height + 34}" text-anchor="middle">density (computed pairs of all causal ones)</text>')
-    for colour, (name, rows) in zip(COLOURS, points.items()):
-        line = " ".join(f"{x(r['density']):.1f},{y(r[key]):.1f}" for r in sorted(rows, key=lambda r: r["density"]))
+    for v in ticks:
+        out.append(f'<line x1="{x0 + 60}" x2="{x0 + width - 20}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#ddd"/><text x="{x0 + 54}" y="{y(v) + 4:.1f}" text-anchor="end">{v}</text>')
+    out.append(f'<text x="{x0 + 60 + (width - 80) / 2}" y="{height + 34}" text-anchor="middle">density: computed pairs of all causal ones</text>')
+    out.append(f'<clipPath id="{clip}"><rect x="{x0 + 60}" y="40" width="{width - 80}" height="{height - 40}"/></clipPath><g clip-path="url(#{clip})">')
+    for colour, rows in zip(COLOURS, points.values()):
+        line = " ".join(f"{x(r['density']):.1f},{y(value(r)):.1f}" for r in sorted(rows, key=lambda r: r["density"]))
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        out += [f'<circle cx="{x(r["density"]):.1f}" cy="{y(r[key]):.1f}" r="3" fill="{colour}"><title>{r["pattern"]}</title></circle>' for r in rows]
-    return out
+        out += [f'<circle cx="{x(r["density"]):.1f}" cy="{y(value(r)):.1f}" r="3.5" fill="{colour}"><title>{r["pattern"]}</title></circle>' for r in rows]
+    return [*out, "</g>"]
+
+
+def picture(path, what, points):
+    """Lost attention mass and output error over density, a line for each method: lower and further left is better."""
+    svg = panel(0, f"lost attention mass (1 - recall), mean of {what}", lambda r: 1 - r["recall"], points, (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5))
+    svg += panel(420, "relative error of the output", lambda r: r["rel_l2"], points, (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1))
+    for i, (colour, name) in enumerate(zip(COLOURS, points)):
+        svg.append(f'<rect x="840" y="{50 + 20 * i}" width="12" height="12" fill="{colour}"/><text x="858" y="{60 + 20 * i}">{name}</text>')
+    svg.append(f'<text x="840" y="{70 + 20 * len(points)}" fill="#555">lower and further</text><text x="840" y="{85 + 20 * len(points)}" fill="#555">left is better</text>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" width="990" height="370" font-family="sans-serif" font-size="12"><rect width="990" height="370" fill="#fff"/>'
+    pathlib.Path(path).write_text("\n".join([head, *svg, "</svg>"]) + "\n")
 
 
 def main():
@@ -63,12 +79,7 @@ def main():
             points[name].append({"pattern": pattern, **mean, "least_recall": min(r["recall"] for r in rows.values())})
             raw[pattern] = rows
             print(f"{pattern}: density {mean['density']:.3f}, recall {mean['recall']:.4f}, error {mean['rel_l2']:.3f}", file=sys.stderr)
-    svg = panel(0, f"kept attention mass, mean of {len(heads)} heads", "recall", points, 0.5, 1.0)
-    svg += panel(400, "relative error of the output", "rel_l2", points, 0.0, 1.0)
-    for i, (colour, name) in enumerate(zip(COLOURS, points)):
-        svg.append(f'<rect x="800" y="{50 + 20 * i}" width="12" height="12" fill="{colour}"/><text x="818" y="{60 + 20 * i}">{name}</text>')
-    head = '<svg xmlns="http://www.w3.org/2000/svg" width="930" height="350" font-family="sans-serif" font-size="12"><rect width="930" height="350" fill="#fff"/>'
-    pathlib.Path(target + ".svg").write_text("\n".join([head, *svg, "</svg>"]) + "\n")
+    picture(target + ".svg", f"{len(heads)} heads", points)
     table = ["| method | density | recall | least recall | output error | estimate + index, part of dense |", "| --- | --- | --- | --- | --- | --- |"]
     for rows in points.values():
         for r in rows:
@@ -78,4 +89,5 @@ def main():
     pathlib.Path(target + ".json").write_text(json.dumps(raw, indent=1) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

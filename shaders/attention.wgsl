@@ -40,6 +40,8 @@ struct Params {
     v_head_stride: u32,
     out_row_stride: u32,
     out_head_stride: u32,
+    // a tile is skipped whose scores lie so far below the running maxima (natural logarithm); the least f32: never
+    skip_below: f32,
     // where the slices begin in their bindings, in elements, those of vec4s in vec4s
     q_at: u32,
     k_at: u32,
@@ -78,10 +80,13 @@ const LN_2: f32 = 0.6931471805599453;
 // Masked scores lie so far below the lowest maximum that their exponential is zero before a row has met any key.
 const MASKED: f32 = -3e38;
 const LOWEST: f32 = -1e30;
+const SKIP_NOTHING: f32 = -3.4028234e38;
 
 var<workgroup> s_q: array<Staged, TILE_Q * PITCH>;
 // A part of K, or of V.
 var<workgroup> s_kv: array<Staged, KV_VECS>;
+// Skip-softmax: whether any row of the tile at hand is loud enough to be computed.
+var<workgroup> s_loud: atomic<u32>;
 var<workgroup> s_p: array<vec${KEYS}<Probability>, TILE_Q * P_PITCH>;
 
 // The log-sum-exp of no key. A variable, because WGSL has no infinite constants.
@@ -333,6 +338,27 @@ fn main(at: Invocation) {
 //@end
 //@end
         top = row_max(at, top);
+        if p.skip_below > SKIP_NOTHING {
+            var loud = false;
+//@for i 0 ROWS
+            loud = loud || top[${i}] >= m${i} + p.skip_below * LOG2_E;
+//@end
+            if lane == 0u {
+                atomicStore(&s_loud, 0u);
+            }
+            workgroupBarrier();
+            if loud {
+                atomicStore(&s_loud, 1u);
+            }
+            workgroupBarrier();
+            if atomicLoad(&s_loud) == 0u {
+                more = advance(tx, key_limit, keep_base, column_base);
+                if more {
+                    fetch_qk(lane, q_base, k_base, row0, 0u);
+                }
+                continue;
+            }
+        }
 //@for i 0 ROWS
         {
             let m = max(m${i}, top[${i}]);

@@ -125,6 +125,8 @@ fn main(at: Invocation) {
 
         // masks, only where the tile needs them, and online softmax
         var grown = false;
+        // Skip-softmax: whether a row of this subgroup, and of its team, is loud enough to be computed.
+        var loud = false;
         if busy {
             let ragged = tile_first > 0u || tile_end < BC;
             let diagonal = tile_start + tile_end > first_position + 1u;
@@ -157,7 +159,10 @@ fn main(at: Invocation) {
 //@for s 0 LOG_LANES_ROW
                 highest = max(highest, subgroupShuffleXor(highest, 1u << ${s}u));
 //@end
-                let grows = subgroupAny(highest > m${x} + GROWTH);
+                // Off, this is below every score but masked ones, which give nothing anyway.
+                let heard = subgroupAny(highest >= m${x} + max(p.skip_below, -1e37) * LOG2_E);
+                loud = loud || heard;
+                let grows = heard && subgroupAny(highest > m${x} + GROWTH);
                 grown = grown || grows;
                 let m = select(m${x}, max(m${x}, highest), grows);
                 let shrink = exp2(m${x} - m);
@@ -168,7 +173,10 @@ fn main(at: Invocation) {
                 var sum = vec4<f32>();
 //@for c 0 VECS_ROW
                 {
-                    let h = vec4<f16>(exp2(e${c} - m));
+                    var h = vec4<f16>();
+                    if heard {
+                        h = vec4<f16>(exp2(e${c} - m));
+                    }
                     sum += vec4<f32>(h);
                     put_p(row * P_PITCH + 4u * (${c*LANES_ROW}u + share), h);
                 }
@@ -180,7 +188,7 @@ fn main(at: Invocation) {
             grown = grown && !fresh;
             fresh = false;
             if TEAM > 1u && lane == 0u {
-                s_vote[at.subgroup] = u32(grown);
+                s_vote[at.subgroup] = u32(grown) | 2u * u32(loud);
             }
         }
         team_barrier();
@@ -189,7 +197,8 @@ fn main(at: Invocation) {
             if TEAM > 1u {
                 grown = false;
 //@for t 0 TEAM
-                grown = grown || s_vote[at.subgroup - member + ${t}u] != 0u;
+                grown = grown || (s_vote[at.subgroup - member + ${t}u] & 1u) != 0u;
+                loud = loud || (s_vote[at.subgroup - member + ${t}u] & 2u) != 0u;
 //@end
             }
             // rescale, OUT_GROUP fragments at a time through this subgroup's part of the scores
@@ -221,6 +230,7 @@ fn main(at: Invocation) {
 
             // accumulate
             let values = member * (ND_MEMBER * CM / UNIT);
+            if loud {
 //@for x 0 NB
             {
 //@for r 0 RM
@@ -236,6 +246,7 @@ fn main(at: Invocation) {
 //@end
             }
 //@end
+            }
         }
     }
 

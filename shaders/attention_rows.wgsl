@@ -82,6 +82,7 @@ fn main(at: Invocation) {
         var p${r}_${j} = Elements();
 //@end
 //@end
+        var heard = busy;
         if busy {
 //@for r 0 RM
 //@for j 0 NB
@@ -151,7 +152,16 @@ fn main(at: Invocation) {
             grown = grown || any(top${r} * scale > m${r} + GROWTH);
 //@end
 
-            if subgroupAny(grown) {
+            // skip-softmax
+            if p.skip_below > SKIP_NOTHING {
+                var loud = false;
+//@for r 0 RM
+                loud = loud || any(top${r} * scale >= m${r} + p.skip_below * LOG2_E);
+//@end
+                heard = subgroupAny(loud);
+            }
+
+            if heard && subgroupAny(grown) {
 //@for r 0 RM
                 {
                     var highest = max(top${r}, subgroupShuffleXor(top${r}, 1u));
@@ -171,6 +181,7 @@ fn main(at: Invocation) {
             }
 
             // probabilities
+            if heard {
 //@for r 0 RM
 //@for j 0 NB
             p${r}_${j}.low = exp2(fma(p${r}_${j}.low, vec4<f32>(scale), vec4<f32>(-m${r}.x)));
@@ -182,6 +193,7 @@ fn main(at: Invocation) {
             }
 //@end
 //@end
+            }
         }
 
         put_v(thread);
@@ -191,7 +203,7 @@ fn main(at: Invocation) {
         }
 
         // accumulate
-        if busy {
+        if heard {
 //@for x 0 NB
             {
 //@for r 0 RM

@@ -1,4 +1,5 @@
-// Makes every flex head vertical-slash, block-sparse or dense (FlexPrefill, algorithm 2): block-sparse where the softmax of
+// Makes every flex head vertical-slash, block-sparse or dense, and every recall head block-sparse or dense. Flex
+// (FlexPrefill, algorithm 2): block-sparse where the softmax of
 // the block scores comes closer than tau to the real attention of the last queries, by the square root of the
 // Jensen-Shannon divergence.
 //
@@ -37,6 +38,52 @@ fn half_term(x: f32, middle: f32) -> f32 {
     return 0.5 * x * log(x / middle);
 }
 
+// Attention that the last queries pay to a key block.
+fn real_mass(head: u32, c: u32) -> f32 {
+    var real = 0.0;
+    for (var key = 64u * c; key < min(64u * c + 64u, p.kv_len); key++) {
+        real += column_score[p.column_score_at + head * p.kv_len + key];
+    }
+    return real * p.unit;
+}
+
+// Bins beyond which a head is dense: blocks of 2^-10 of the heaviest would have to be taken.
+const MOST_BINS: u32 = 640u;
+
+// A recall head: a threshold head whose blocks hold the budget's part of the last queries' attention, or dense.
+fn fit(at: Invocation, head: u32, largest: f32) {
+    let nearest = plan[p.plan_at + 4u * head + 2u];
+    clear_mass(at);
+    var credit = 0.0;
+    for (var c = at.lane; c < p.key_blocks; c += WORKGROUP) {
+        let real = real_mass(head, c);
+        if c == 0u || c + nearest >= p.key_blocks {
+            credit += real;
+        } else {
+            let ratio = exp((block_score[p.block_score_at + head * p.key_blocks + c] - largest) * p.scale);
+            atomicAdd(&s_mass[bin_of(ratio)], u32(real * ONE + 0.5));
+        }
+    }
+    let credits = u32(group_sum(at, credit) * ONE + 0.5);
+    let taken = bins_taken(at, bitcast<f32>(budget[p.budget_at + 4u * head]), credits);
+    if at.lane != 0u {
+        return;
+    }
+    let its = p.plan_at + 4u * head;
+    if taken >= MOST_BINS {
+        for (var i = 0u; i < 4u; i++) {
+            plan[its + i] = select(0u, DENSE, i == 0u);
+        }
+    } else {
+        // the least weight of the bins taken, at most the plan's
+        let alpha = bitcast<f32>((8128u - (max(taken, 1u) - 1u)) << 17u);
+        plan[its] = BLOCK_SPARSE;
+        plan[its + 1u] = bitcast<u32>(min(alpha, bitcast<f32>(plan[its + 1u])));
+    }
+    column_count[p.column_count_at + head] = 0u;
+    offset_count[p.offset_count_at + head] = 0u;
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(at: Invocation) {
     let head = linear_group(at);
@@ -46,7 +93,8 @@ fn main(at: Invocation) {
     if at.lane == 0u {
         s_kind = plan[p.plan_at + 4u * head];
     }
-    if workgroupUniformLoad(&s_kind) != FLEX {
+    let kind = workgroupUniformLoad(&s_kind);
+    if kind != FLEX && kind != FIT {
         return;
     }
     let blocks = p.block_score_at + head * p.key_blocks;
@@ -63,15 +111,16 @@ fn main(at: Invocation) {
     }
     let total = group_sum(at, mine);
 
+    if kind == FIT {
+        fit(at, head, largest);
+        return;
+    }
+
     // divergence
     mine = 0.0;
     for (var c = at.lane; c < p.key_blocks; c += WORKGROUP) {
         let estimated = exp((block_score[blocks + c] - largest) * p.scale) / total;
-        var real = 0.0;
-        for (var key = 64u * c; key < min(64u * c + 64u, p.kv_len); key++) {
-            real += column_score[p.column_score_at + head * p.kv_len + key];
-        }
-        real *= p.unit;
+        let real = real_mass(head, c);
         let middle = 0.5 * (estimated + real);
         mine += half_term(estimated, middle) + half_term(real, middle);
     }

@@ -5,10 +5,10 @@
 
 use crate::attention::{HeadGroup, kept_mass};
 use crate::backend::Backend;
-use crate::estimate::{IndexLimits, choose, from_sets, head_groups};
+use crate::estimate::{AttentionOptions, IndexLimits, choose, choose_with, from_sets, head_groups};
 use crate::index::{HostIndex, SparseIndex};
 use crate::ops::{self, AttentionShape};
-use crate::pattern::{AttentionMode, HeadPattern};
+use crate::pattern::{AttentionMode, Extras, HeadPattern};
 use crate::tensor::{Tensor, ViewMut, decode_f32, encode_f32};
 use crate::tensor_file::{TensorFile, TensorOut, write_tensors};
 use crate::{DType, Error, Result};
@@ -110,9 +110,10 @@ pub(crate) struct Pass {
 
 /// Reads, computes, compares, times and writes as the options say.
 pub fn attend_file<B: Backend>(b: &B, options: &AttendOptions) -> Result<AttendReport> {
-    let layer = Layer::read(b, &options.input)?;
+    let layer = Layer { extras: options.mode.extras(), ..Layer::read(b, &options.input)? };
     let source = layer.source(options)?;
-    let (heads, n, d) = (layer.shape.n_heads, layer.shape.q_len, layer.shape.head_dim);
+    let shape = layer.shape;
+    let (heads, n, d) = (shape.n_heads, shape.q_len, shape.head_dim);
 
     let mut out = Tensor::alloc(b, DType::F32, [heads, n, d])?;
     let mut lse = Tensor::alloc(b, DType::F32, [heads, n])?;
@@ -130,7 +131,7 @@ pub fn attend_file<B: Backend>(b: &B, options: &AttendOptions) -> Result<AttendR
         index.save(path)?;
     }
     let comparison = match options.compare_dense {
-        true => Some(layer.compare(b, options.repeat, &out, &lse)?),
+        true => Some(Layer { extras: Extras::NONE, ..layer }.compare(b, options.repeat, &out, &lse)?),
         false => None,
     };
     Ok(AttendReport {
@@ -140,11 +141,11 @@ pub fn attend_file<B: Backend>(b: &B, options: &AttendOptions) -> Result<AttendR
             Source::Sets(..) => "given".to_owned(),
         },
         heads,
-        kv_heads: layer.shape.n_kv_heads,
+        kv_heads: shape.n_kv_heads,
         tokens: n,
-        kv_tokens: layer.shape.kv_len,
+        kv_tokens: shape.kv_len,
         head_dim: d,
-        density: pairs as f64 / (heads as u64 * layer.shape.causal_pairs()) as f64,
+        density: pairs as f64 / (heads as u64 * shape.causal_pairs()) as f64,
         pairs,
         head_pairs: sparse.head_pairs,
         estimate_ms,
@@ -204,6 +205,8 @@ pub fn head_map<B: Backend>(b: &B, options: &AttendOptions, head: usize, side: u
 /// q, k and v of one layer on a device, under the shape's strides.
 pub(crate) struct Layer<B: Backend> {
     pub shape: AttentionShape,
+    /// What the mode adds to its patterns.
+    pub extras: Extras,
     pub q: Tensor<B>,
     pub k: Tensor<B>,
     pub v: Tensor<B>,
@@ -241,6 +244,7 @@ impl<B: Backend> Layer<B> {
         };
         Ok(Self {
             shape,
+            extras: Extras::NONE,
             q: upload(b, &mut file, "q", q)?,
             k: upload(b, &mut file, "k", k)?,
             v: upload(b, &mut file, "v", v)?,
@@ -265,7 +269,7 @@ impl<B: Backend> Layer<B> {
         if let Some(path) = &options.index_in {
             return Source::read_sets(&mut TensorFile::open(path)?, self.shape.n_heads);
         }
-        if let AttentionMode::Config(config) = &options.mode {
+        if let AttentionMode::Config(config) = options.mode.plain() {
             let layers = config.n_layers();
             config.check_model(layers, self.shape.n_heads)?;
             if options.layer >= layers {
@@ -315,7 +319,8 @@ impl<B: Backend> Layer<B> {
             let clock = Clock::start(b)?;
             let index: SparseIndex<B> = match source {
                 Source::Patterns(patterns) => {
-                    let chosen = choose(b, &patterns[heads.clone()], &part.shape, q, k)?;
+                    let options = AttentionOptions { extras: self.extras, ..AttentionOptions::EXACT };
+                    let chosen = choose_with(b, &patterns[heads.clone()], &part.shape, q, k, options)?;
                     clock.lap(b, &mut pass.times_ms[0])?;
                     let clock = Clock::start(b)?;
                     let index = chosen.build(b)?;
@@ -330,7 +335,8 @@ impl<B: Backend> Layer<B> {
             };
             let clock = Clock::start(b)?;
             let lse = lse.as_mut().map(|lse| lse.reborrow().rows(heads));
-            ops::attention(b, &part.shape, q, k, v, &index, part.out(&mut out), lse)?;
+            let (qkv, into) = ([q, k, v], part.out(&mut out));
+            ops::attention_skipping(b, &part.shape, qkv, &index, into, lse, self.extras.skip_softmax)?;
             clock.lap(b, &mut pass.times_ms[2])?;
 
             let pairs = index.pairs.to_u32(b)?;

@@ -1,7 +1,7 @@
 //! One attention layer: estimate what each head computes, then compute it.
 
 use crate::backend::Backend;
-use crate::estimate::{EXACT, IndexLimits, estimate_or_dense, from_sets_or_dense, head_groups};
+use crate::estimate::{AttentionOptions, IndexLimits, estimate_with, from_sets_or_dense, head_groups};
 use crate::ops::{self, AttentionShape};
 use crate::pattern::HeadPattern;
 use crate::tensor::{Tensor, View, ViewMut};
@@ -63,18 +63,18 @@ pub fn attend<B: Backend>(
     out: ViewMut<B>,
     lse: Option<ViewMut<B>>,
 ) -> Result<Computed<B>> {
-    attend_or_dense(b, patterns, shape, [q, k, v], out, lse, EXACT)
+    attend_with(b, patterns, shape, [q, k, v], out, lse, AttentionOptions::EXACT)
 }
 
-/// [`attend`], but dense where the patterns choose more than `dense_above` 256ths of the pairs: see [`EXACT`].
-pub fn attend_or_dense<B: Backend>(
+/// [`attend`] under options.
+pub fn attend_with<B: Backend>(
     b: &B,
     patterns: &[HeadPattern],
     shape: &AttentionShape,
     [q, k, v]: [View<B>; 3],
     out: ViewMut<B>,
     lse: Option<ViewMut<B>>,
-    dense_above: u32,
+    options: AttentionOptions,
 ) -> Result<Computed<B>> {
     if patterns.len() != shape.n_heads {
         let (expected, got) = (format!("{} heads", shape.n_heads), patterns.len().to_string());
@@ -86,15 +86,16 @@ pub fn attend_or_dense<B: Backend>(
     for heads in head_groups(patterns, shape, IndexLimits::of(b)) {
         let part = HeadGroup::new(shape, heads);
         let (q, k, v) = (part.q(q), part.k(k), part.v(v));
-        let index = estimate_or_dense(b, &patterns[part.heads.clone()], &part.shape, q, k, dense_above)?;
+        let index = estimate_with(b, &patterns[part.heads.clone()], &part.shape, q, k, options)?;
         let group_lse = lse.as_mut().map(|lse| lse.reborrow().rows(part.heads.clone()));
-        ops::attention(b, &part.shape, q, k, v, &index, part.out(&mut out), group_lse)?;
+        let out = part.out(&mut out);
+        ops::attention_skipping(b, &part.shape, [q, k, v], &index, out, group_lse, options.extras.skip_softmax)?;
         computed.pairs.push(index.pairs);
     }
     Ok(computed)
 }
 
-/// [`attend_or_dense`] by given sets instead of patterns: for each head its columns and its offsets, as
+/// [`attend_with`] by given sets instead of patterns: for each head its columns and its offsets, as
 /// [`crate::estimate::from_sets`] takes them.
 pub fn attend_sets<B: Backend>(
     b: &B,
@@ -102,7 +103,7 @@ pub fn attend_sets<B: Backend>(
     shape: &AttentionShape,
     [q, k, v]: [View<B>; 3],
     mut out: ViewMut<B>,
-    dense_above: u32,
+    options: AttentionOptions,
 ) -> Result<Computed<B>> {
     let sizes = |(c, o): (&Vec<u32>, &Vec<u32>)| HeadPattern::VerticalSlash { columns: c.len(), offsets: o.len() };
     let patterns: Vec<HeadPattern> = columns.iter().zip(offsets).map(sizes).collect();
@@ -114,8 +115,9 @@ pub fn attend_sets<B: Backend>(
     let mut computed = Computed { pairs: Vec::new(), causal_pairs: shape.causal_pairs() };
     for heads in head_groups(&patterns, shape, IndexLimits::of(b)) {
         let part = HeadGroup::new(shape, heads.clone());
-        let index = from_sets_or_dense(b, &columns[heads.clone()], &offsets[heads], &part.shape, dense_above)?;
-        ops::attention(b, &part.shape, part.q(q), part.k(k), part.v(v), &index, part.out(&mut out), None)?;
+        let index = from_sets_or_dense(b, &columns[heads.clone()], &offsets[heads], &part.shape, options.dense_above)?;
+        let (qkv, out) = ([part.q(q), part.k(k), part.v(v)], part.out(&mut out));
+        ops::attention_skipping(b, &part.shape, qkv, &index, out, None, options.extras.skip_softmax)?;
         computed.pairs.push(index.pairs);
     }
     Ok(computed)

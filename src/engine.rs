@@ -23,7 +23,7 @@ pub use plan::MemoryPlan;
 use crate::attention::Computed;
 use crate::backend::Backend;
 use crate::backend::params::BLOCK;
-use crate::estimate::EXACT;
+use crate::estimate::{AttentionOptions, EXACT};
 use crate::model::{
     AttentionCall, Chunk, Decoder, DecoderConfig, KvCache, KvPlace, KvType, Model, Step, Watch, Workspace,
 };
@@ -74,6 +74,13 @@ impl Default for EngineOptions {
             exact_index: true,
             interrupt: Arc::default(),
         }
+    }
+}
+
+impl EngineOptions {
+    fn attention<B: Backend>(&self, b: &B, mode: &AttentionMode) -> AttentionOptions {
+        let dense_above = if self.exact_index { EXACT } else { b.dense_above() };
+        AttentionOptions { dense_above, extras: mode.extras() }
     }
 }
 
@@ -204,6 +211,11 @@ impl<B: Backend> Engine<B> {
     /// How it works.
     pub fn options(&self) -> &EngineOptions {
         &self.options
+    }
+
+    /// How pre-fills under this mode depart from what their patterns say.
+    pub fn attention_options(&self, mode: &AttentionMode) -> AttentionOptions {
+        self.options.attention(&self.backend, mode)
     }
 
     /// Whether decoding steps are recorded and replayed as one ([`Backend::record`]).
@@ -337,7 +349,7 @@ impl<B: Backend> Engine<B> {
             let what = format!("the KV cache is made for {} tokens, {sequence} are asked for", cache.capacity());
             return Err(Error::invalid(what));
         }
-        let chunk = Chunk { ids: &[id], mode: None, sequence, from_row: 0, dense_above: EXACT };
+        let chunk = Chunk { ids: &[id], mode: None, sequence, from_row: 0, options: AttentionOptions::EXACT };
         let logits = self.decoder.step(&self.backend, chunk, cache, workspace, &mut self.step)?;
         self.ids.push(id);
         self.rotated_for = sequence;
@@ -478,8 +490,7 @@ impl<B: Backend> Engine<B> {
                 true => 0,
                 false => chunk.len() - usize::from(end == ids.len()),
             };
-            let dense_above = if options.exact_index { EXACT } else { b.dense_above() };
-            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence, from_row, dense_above };
+            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence, from_row, options: options.attention(b, mode) };
             decoder.forward(b, chunk, cache, workspace, &mut recorder)?;
             after(b, decoder, workspace, start..end)?;
         }

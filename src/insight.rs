@@ -1,9 +1,9 @@
 //! What a pre-fill's heads computed and kept: the numbers of `run --report` and `run --verify`.
 
-use crate::attention::attend_or_dense;
+use crate::attention::attend_with;
 use crate::backend::Backend;
 use crate::backend::params::BLOCK;
-use crate::estimate::EXACT;
+use crate::estimate::AttentionOptions;
 use crate::model::{AttentionCall, Watch};
 use crate::ops::AttentionShape;
 use crate::pattern::{AttentionMode, HeadPattern};
@@ -18,23 +18,40 @@ const SAMPLES: usize = 8;
 pub struct LayerInsight {
     /// Kept attention mass of each head: the mean over the sampled rows.
     pub recall: Vec<f64>,
+    /// Relative L2 error of each head's output over the sampled rows, against dense attention on the same queries, keys and
+    /// values.
+    pub error: Vec<f64>,
     /// Relative L2 error of the last row block's output against dense attention on the same queries, keys and values.
     pub last_rows_error: f64,
     rows: usize,
+    /// Of each head: the squared difference and the squared norm of dense so far.
+    #[serde(skip)]
+    squares: Vec<[f64; 2]>,
 }
 
 /// Watches a pre-fill, computes each layer's attention once more and compares samples of it with dense attention.
 pub struct Insight<'a> {
     mode: &'a AttentionMode,
+    options: AttentionOptions,
     /// One a layer.
     pub layers: Vec<LayerInsight>,
 }
 
 impl<'a> Insight<'a> {
-    /// For a pre-fill under this mode.
-    pub fn new(mode: &'a AttentionMode) -> Self {
-        Self { mode, layers: Vec::new() }
+    /// For a pre-fill under this mode and what [`crate::engine::Engine::attention_options`] says.
+    pub fn new(mode: &'a AttentionMode, options: AttentionOptions) -> Self {
+        Self { mode, options, layers: Vec::new() }
     }
+}
+
+/// The squared norms of a difference and of what it is from.
+fn squares(got: &[f32], want: &[f32]) -> [f64; 2] {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    [got.iter().zip(want).map(|(g, w)| square(g - w)).sum(), want.iter().copied().map(square).sum()]
+}
+
+fn relative([difference, norm]: [f64; 2]) -> f64 {
+    if norm > 0.0 { (difference / norm).sqrt() } else { difference.sqrt() }
 }
 
 fn from_row<'a, B: Backend>(q: View<'a, B>, shape: &AttentionShape, row: usize) -> View<'a, B> {
@@ -51,7 +68,7 @@ impl<B: Backend> Watch<B> for Insight<'_> {
         let shape = AttentionShape { out_stride: [heads * d, d], ..s };
         let (patterns, qkv) = (self.mode.patterns(layer, heads), [call.q, call.k, call.v]);
         let results = (out.view_mut(), Some(lse.view_mut()));
-        attend_or_dense(b, &patterns, &shape, qkv, results.0, results.1, b.dense_above())?;
+        attend_with(b, &patterns, &shape, qkv, results.0, results.1, self.options)?;
         let lse = lse.to_f32(b)?;
 
         let blocks = n.div_ceil(BLOCK);
@@ -62,6 +79,7 @@ impl<B: Backend> Watch<B> for Insight<'_> {
         }
         let insight = &mut self.layers[layer];
         insight.recall.resize(heads, 0.0);
+        insight.squares.resize(heads, [0.0; 2]);
         let mut sums: Vec<f64> = insight.recall.iter().map(|mean| mean * insight.rows as f64).collect();
         for block in sampled {
             let (first, m) = (block * BLOCK, BLOCK.min(n - block * BLOCK));
@@ -71,21 +89,27 @@ impl<B: Backend> Watch<B> for Insight<'_> {
             let dense = vec![HeadPattern::Dense; heads];
             let qkv = [from_row(call.q, &s, first), call.k, call.v];
             let results = (dense_out.view_mut(), Some(dense_lse.view_mut()));
-            attend_or_dense(b, &dense, &part, qkv, results.0, results.1, EXACT)?;
+            attend_with(b, &dense, &part, qkv, results.0, results.1, AttentionOptions::EXACT)?;
             let dense_lse = dense_lse.to_f32(b)?;
             for h in 0..heads {
                 let pairs = lse[h * n + first..][..m].iter().zip(&dense_lse[h * m..][..m]);
                 sums[h] += pairs.map(|(sparse, dense)| (f64::from(*sparse) - f64::from(*dense)).exp()).sum::<f64>();
             }
             insight.rows += m;
+            let (got, want) = (out.view().rows(first..first + m).to_f32(b)?, dense_out.to_f32(b)?);
+            let mut all = [0.0; 2];
+            for (at, (got, want)) in got.chunks_exact(d).zip(want.chunks_exact(d)).enumerate() {
+                let own = squares(got, want);
+                for i in 0..2 {
+                    all[i] += own[i];
+                    insight.squares[at % heads][i] += own[i];
+                }
+            }
             if block + 1 == blocks {
-                let (got, want) = (out.view().rows(first..n).to_f32(b)?, dense_out.to_f32(b)?);
-                let square = |x: f64| x * x;
-                let difference: f64 = got.iter().zip(&want).map(|(g, w)| square(f64::from(g - w))).sum();
-                let norm: f64 = want.iter().map(|w| square(f64::from(*w))).sum();
-                insight.last_rows_error = if norm > 0.0 { (difference / norm).sqrt() } else { difference.sqrt() };
+                insight.last_rows_error = relative(all);
             }
         }
+        insight.error = insight.squares.iter().copied().map(relative).collect();
         insight.recall = sums.into_iter().map(|sum| sum / insight.rows as f64).collect();
         Ok(())
     }

@@ -83,7 +83,7 @@ pub struct Tried {
     pub cost: f64,
     /// Kept attention mass, the mean over rows.
     pub recall: f64,
-    /// Relative L2 error of the output; none under [`Objective::Recall`].
+    /// Relative L2 error of the output, over at most [`JUDGED_ROWS`] rows; none under [`Objective::Recall`].
     pub error: Option<f64>,
 }
 

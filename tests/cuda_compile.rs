@@ -64,6 +64,9 @@ fn cases(arch: &str, limit: usize) -> Vec<Case> {
         case(kernels::SETTLE_HEADS.with(&[("BF16", bf16)])),
         case(kernels::WEIGH_BLOCKS.with(&[("BF16", bf16)])),
         case(kernels::SELECT_WEIGHED_BLOCKS.with(&[("BF16", bf16)])),
+        case(kernels::FOLD_ROWS.with(&[("BF16", bf16)])),
+        case(kernels::WEIGH_ANTIDIAGONALS.with(&[("BF16", bf16)])),
+        case(kernels::SHARE_SCORES.with(&[("BF16", bf16)])),
         case(kernels::GATHER_COLUMNS.with(&[("BF16", bf16)])),
         case(kernels::ORDER_WORK.with(&[("BF16", bf16)])),
         case(kernels::MERGE_ATTENTION.with(&[("BF16", bf16)])),
@@ -214,7 +217,10 @@ fn parameter_structs_are_the_rust_ones() {
         CountByMassParams,
         GroupOffsetsParams,
         SettleHeadsParams,
-        WeighBlocksParams
+        WeighBlocksParams,
+        FoldRowsParams,
+        WeighAntidiagonalsParams,
+        ShareScoresParams
     );
     let structs: usize = kernels::SOURCES.iter().map(|s| s.linked().matches("Params {").count()).sum();
     assert_eq!(found, structs, "a parameter struct that this test does not know");

@@ -16,6 +16,7 @@ fn check(stem: &str, program: &str, defines: &[(&str, &str)], files: &[PathBuf])
         "attention_sm80" => &["values", "ranges", "tile"],
         "attention_sm90a" => &["values", "ranges"],
         "score_last_queries" => &["tile"],
+        "settle_heads" => &["mass"],
         _ => &[],
     };
     let mut text = "#include \"shaders/cuda/shared/types.cu\"\n#include \"tests/cuda/emulate.h\"\n".to_string();
@@ -81,6 +82,8 @@ fn attention_for_hopper() {
         ];
         attention("attention_sm90a", &defines, &files);
     }
+    let defines = [("KERNEL", "90"), ("HEAD_DIM", "64"), F16, ("OUT", "act"), SMEM, ("SKIP_SOFTMAX", "1")];
+    attention("attention_sm90a", &defines, &files);
     let defines = [("KERNEL", "90"), ("HEAD_DIM", "96"), F16, ("OUT", "float"), SMEM];
     attention("attention_sm90a", &defines, &["attn_n200_h2kv2_d96.safetensors", "attn_n200_h1kv1_d96.safetensors"]);
     let defines = [("KERNEL", "90"), ("HEAD_DIM", "128"), ("BF16", "1"), ("OUT", "act"), SMEM];
@@ -94,10 +97,13 @@ fn attention_for_ampere() {
         ("64", "1", "float", &["attn_n65_h2kv2_d64.safetensors", "attn_n33_h2kv2_d64.safetensors"]),
         ("96", "2", "float", &["attn_n200_h2kv2_d96.safetensors", "attn_n200_h1kv1_d96.safetensors"]),
     ];
-    for (head_dim, row_blocks, out, files) in cases {
+    for &(head_dim, row_blocks, out, files) in &cases {
         let defines = [("KERNEL", "80"), ("HEAD_DIM", head_dim), F16, ("OUT", out), ("ROW_BLOCKS", row_blocks), SMEM];
         attention("attention_sm80", &defines, files);
     }
+    let defines =
+        [("KERNEL", "80"), ("HEAD_DIM", "64"), F16, ("OUT", "act"), ("ROW_BLOCKS", "2"), SMEM, ("SKIP_SOFTMAX", "1")];
+    attention("attention_sm80", &defines, cases[0].3);
 }
 
 #[test]
@@ -109,6 +115,11 @@ fn index_of_random_plans_and_golden_conversions() {
 #[test]
 fn top_k_of_random_scores() {
     let _ = check("select_top_k", "select_top_k", &[F16], &[]);
+}
+
+#[test]
+fn thresholds_of_recall_heads() {
+    let _ = check("settle_heads", "settle_heads", &[F16], &[]);
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl<'a, B: Backend> Run<'a, B> {
     /// Logits of all rows.
     fn forward(&mut self, ids: &[u32], mode: Option<&AttentionMode>, watch: &mut dyn Watch<B>) -> Vec<f32> {
         let sequence = self.cache.first_position() + self.cache.len() + ids.len();
-        let chunk = Chunk { ids, mode, sequence, from_row: 0, dense_above: minference::estimate::EXACT };
+        let chunk = Chunk { ids, mode, sequence, from_row: 0, options: minference::estimate::AttentionOptions::EXACT };
         self.decoder.forward(self.b, chunk, &mut self.cache, &mut self.workspace, watch).unwrap();
         self.decoder.logits(self.b, &mut self.workspace, 0..ids.len()).unwrap().to_f32(self.b).unwrap()
     }

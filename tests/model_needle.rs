@@ -123,7 +123,7 @@ for_each_backend!(needle_logits, |b| {
             mode: Some(mode),
             sequence: ids.len(),
             from_row: ids.len() - 1,
-            dense_above: minference::estimate::EXACT,
+            options: minference::estimate::AttentionOptions::EXACT,
         };
         decoder.forward(b, chunk, &mut cache, &mut workspace, &mut ()).unwrap();
         let last = decoder.logits(b, &mut workspace, ids.len() - 1..ids.len()).unwrap();

@@ -48,6 +48,9 @@ fn fields(kernel: &str) -> Vec<&'static str> {
         "count_by_mass" => (CountByMassParams::FIELDS, &[]),
         "group_offsets" => (GroupOffsetsParams::FIELDS, &[]),
         "settle_heads" => (SettleHeadsParams::FIELDS, &[]),
+        "fold_rows" => (FoldRowsParams::FIELDS, &[]),
+        "weigh_antidiagonals" => (WeighAntidiagonalsParams::FIELDS, &[]),
+        "share_scores" => (ShareScoresParams::FIELDS, &[]),
         "weigh_blocks" | "select_weighed_blocks" => (WeighBlocksParams::FIELDS, &[]),
         other => panic!("tests/shaders.rs: say which parameters {other} takes"),
     };

@@ -189,8 +189,62 @@ fn index(b: &Cuda, what: &str, layer: &Layer) -> Result<SparseIndex<Cuda>> {
     }
 }
 
-/// All rows of a variant.
-pub fn section(variant: usize, lengths: &[usize]) -> Result<()> {
+/// Columns and offsets of a head at random, with the local ones that every estimate takes.
+fn scattered(n: usize, columns: usize, offsets: usize, head: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut rng = Rng(100 + head as u64);
+    let mut pick = |count: usize, forced: usize| {
+        let mut chosen: std::collections::BTreeSet<u32> = (0..forced.min(count) as u32).collect();
+        while chosen.len() < count.min(n) {
+            chosen.insert((rng.next() % n as u64) as u32);
+        }
+        chosen.into_iter().collect()
+    };
+    (pick(columns, estimate::FORCED_COLUMNS), pick(offsets, estimate::FORCED_OFFSETS))
+}
+
+/// From which density on a dense layer is faster: indices of rising density that leave no row dense, against dense.
+pub fn crossover(variant: usize, lengths: &[usize]) -> Result<()> {
+    let b = open(DType::BF16, variant)?;
+    for &n in lengths.iter().filter(|&&n| n <= 32768) {
+        let layer = Layer::new(&b, HEADS, KV_HEADS, n)?;
+        let shape = &layer.shape;
+        let mut out = Tensor::alloc(&b, DType::BF16, [n, HEADS * DIM])?;
+        let mut attend = |index: &SparseIndex<Cuda>| {
+            time(&b, || {
+                let (q, k, v) = (layer.q.view(), layer.k.view(), layer.v.view());
+                ops::attention(&b, shape, q, k, v, index, out.view_mut(), None)
+            })
+        };
+        let dense = attend(&index(&b, "dense", &layer)?)?;
+        row(&format!("dense, {n}"), dense, String::new());
+        let mut against = |what: String, index: SparseIndex<Cuda>| {
+            let (t, density) = (attend(&index)?, index.density(&b)?);
+            let ratio = t.median / dense.median;
+            row(&what, t, format!("density {density:.3}  of dense {ratio:.3}  a pair {:.3}", ratio / density));
+            Ok(())
+        };
+        for columns in [30, 1000, 2000] {
+            for part in [2, 4, 6, 8, 10, 13] {
+                let offsets = n * part / (6 * BLOCK);
+                let sets: Vec<_> = (0..HEADS).map(|h| scattered(n, columns, offsets, h)).collect();
+                let (columns_of, offsets_of): (Vec<_>, Vec<_>) = sets.into_iter().unzip();
+                let index = estimate::from_sets(&b, &columns_of, &offsets_of, shape)?;
+                against(format!("scattered {columns}:{offsets}, {n}"), index)?;
+            }
+        }
+        for alike in [true, false] {
+            for eighths in [2, 3, 4, 5, 6] {
+                let top_k = n / BLOCK * eighths / 8;
+                let what = format!("blocks {top_k}{}, {n}", if alike { " alike in pairs" } else { "" });
+                against(what, random_blocks(&b, shape, top_k, alike)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All rows of a variant whose name has `only`.
+pub fn section(variant: usize, lengths: &[usize], only: &str) -> Result<()> {
     let b = open(DType::BF16, variant)?;
     let mma = VARIANTS[variant].0.starts_with("sm80");
     let short = VARIANTS[variant].0 != "default";
@@ -210,7 +264,7 @@ pub fn section(variant: usize, lengths: &[usize]) -> Result<()> {
             "bs top100 unrelated",
         ];
         for what in all {
-            if short && what.contains("500:700") {
+            if (short && what.contains("500:700")) || !what.contains(only) {
                 continue;
             }
             let index = index(&b, what, &layer)?;

@@ -3,10 +3,11 @@
 use crate::attention::{DIM, HEADS, KV_HEADS, Layer};
 use crate::open;
 use crate::timing::{Rng, gbps, row, tflops, time};
-use minference::attention::attend_or_dense;
+use minference::attention::attend_with;
 use minference::backend::Backend;
 use minference::backend::cuda::Cuda;
 use minference::backend::params::HeadPlan;
+use minference::estimate::AttentionOptions;
 use minference::ops::{self, HeadBand, MatmulInto, Rope};
 use minference::pattern::HeadPattern;
 use minference::tensor::Tensor;
@@ -84,7 +85,8 @@ pub fn layer(lengths: &[usize]) -> Result<()> {
             let patterns = vec![pattern.parse::<HeadPattern>()?; HEADS];
             let mut once = || {
                 let (q, k, v) = (layer.q.view(), layer.k.view(), layer.v.view());
-                attend_or_dense(&b, &patterns, &layer.shape, [q, k, v], out.view_mut(), None, b.dense_above())
+                let options = AttentionOptions { dense_above: b.dense_above(), ..AttentionOptions::EXACT };
+                attend_with(&b, &patterns, &layer.shape, [q, k, v], out.view_mut(), None, options)
             };
             let t = time(&b, || once().map(drop))?;
             let density = once()?.density(&b)?;

@@ -2,11 +2,12 @@
 //! row operations, decoding.
 //!
 //! ```sh
-//! cargo run --release --features cuda --example cuda_probe -- [--only SECTION,..] [--lengths 8192,32768] [--json FILE]
+//! cargo run --release --features cuda --example cuda_probe -- [--only SECTION,..] [--lengths 8192,32768] [--what TEXT] [--json FILE]
 //! ```
 //!
 //! Each section runs in a process of its own under a time limit, because a kernel that never ends cannot be stopped from
-//! inside: the process is killed, the row says so, and the next section goes on. `--list` names the sections.
+//! inside: the process is killed, the row says so, and the next section goes on. `--list` names the sections, `--what` picks
+//! the attention rows whose name has the text.
 
 mod attention;
 mod checks;
@@ -38,6 +39,7 @@ struct Section {
 pub struct Arguments {
     only: Vec<String>,
     lengths: Vec<usize>,
+    what: String,
     child: Option<String>,
     json: Option<String>,
     list: bool,
@@ -68,7 +70,10 @@ fn sections() -> Vec<Section> {
         add(format!("check_{name}"), 60, Box::new(move |_| checks::attention(i)));
     }
     for (i, (name, ..)) in VARIANTS.iter().enumerate() {
-        add(format!("attention_{name}"), 150, Box::new(move |a| attention::section(i, &a.lengths)));
+        add(format!("attention_{name}"), 150, Box::new(move |a| attention::section(i, &a.lengths, &a.what)));
+    }
+    for i in [0, 4] {
+        add(format!("crossover_{}", VARIANTS[i].0), 90, Box::new(move |a| attention::crossover(i, &a.lengths)));
     }
     add("estimate".into(), 90, Box::new(|_| layer::estimate()));
     add("layer".into(), 90, Box::new(|a| layer::layer(&a.lengths)));
@@ -101,6 +106,7 @@ fn arguments() -> Result<Arguments> {
                 let number = |n: String| n.parse().map_err(|_| Error::invalid(format!("--lengths: {n} is no number")));
                 a.lengths = list(value()?).into_iter().map(number).collect::<Result<_>>()?;
             }
+            "--what" => a.what = value()?,
             "--json" => a.json = Some(value()?),
             "--child" => a.child = Some(value()?),
             "--list" => a.list = true,
@@ -150,7 +156,7 @@ fn supervise(section: &Section, a: &Arguments, lines: &mut Vec<String>) -> Resul
     let exe = std::env::current_exe().map_err(|e| Error::io("the program", e))?;
     let lengths: Vec<String> = a.lengths.iter().map(usize::to_string).collect();
     let mut child = Command::new(exe)
-        .args(["--child", &section.name, "--lengths", &lengths.join(",")])
+        .args(["--child", &section.name, "--lengths", &lengths.join(","), "--what", &a.what])
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|e| Error::io("a child process", e))?;

@@ -15,7 +15,8 @@ pub struct Times {
     pub most: f64,
 }
 
-/// Runs `work` twice to warm up, then at least ten times (three where one takes more than a second), each between events.
+/// Runs `work` twice to warm up, then 10 to 20 times (three where one takes more than a second), each between events: as
+/// often as the rivals' script does, because a hot device is a slower one.
 pub fn time(b: &Cuda, mut work: impl FnMut() -> Result<()>) -> Result<Times> {
     let device = |e| Error::Device(format!("event: {e}"));
     work()?;
@@ -24,7 +25,7 @@ pub fn time(b: &Cuda, mut work: impl FnMut() -> Result<()>) -> Result<Times> {
     work()?;
     b.synchronize()?;
     let one = start.elapsed().as_secs_f64().max(1e-6);
-    let repeats = if one > 1.0 { 3 } else { ((0.5 / one) as usize).clamp(10, 200) };
+    let repeats = if one > 1.0 { 3 } else { ((0.5 / one) as usize).clamp(10, 20) };
     let mut events = Vec::new();
     for _ in 0..repeats {
         let begin = b.stream().record_event(Some(CU_EVENT_DEFAULT)).map_err(device)?;

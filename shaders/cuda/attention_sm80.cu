@@ -15,8 +15,12 @@ struct AttentionParams {
     float scale;
     u32 q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, out_row_stride, out_head_stride;
     u32 write_lse;
+    float skip_below;
 };
 
+#ifndef SKIP_SOFTMAX
+#define SKIP_SOFTMAX 0                                  // 1: tiles far below the running maxima are skipped
+#endif
 #define THREADS 128
 #define Q_AT 0
 #define K_AT (ROW_BLOCKS * TILE_BYTES)
@@ -36,10 +40,15 @@ struct Walk {                                           // in shared memory: onl
     Tile tiles[2];
     Ranges ranges[2];
     uint2 window;                                       // n_init, n_local
+    const act *k, *v;                                   // of the head
     int column;
+    int plain;                                          // so many tiles more go on behind the last one, whole in all row blocks
 };
 
 static_assert(WALK_AT + sizeof(Walk) <= SMEM_BYTES, "shared memory");
+
+// Steps of Q K^T that are unrolled. Unrolled whole, head_dim 128 spills 8 bytes on sm_100 (NVRTC 13.0).
+#define SCORE_STEPS (__CUDA_ARCH__ == 1000 && HEAD_DIM == 128 ? 4 : STEPS)
 
 // What a row block carries from tile to tile, and its 16 rows of scores.
 struct Rows {
@@ -65,22 +74,38 @@ attention_sm80(const AttentionParams p,
 
     // Cursors and addresses live in shared memory: in every thread's registers they would not fit (255 in use).
     Walk& walk = *(Walk*)(smem + WALK_AT);
-    auto next_tile = [&](Tile& t) {
+    auto next_tile = [&](const Tile& last, Tile& t) {
+        if (walk.plain > 0) {
+            walk.plain--;
+            t = last;
+            t.key += 64;
+            t.rows -= 64;
+            t.k += 64 * (u64)t.k_stride;
+            t.v += 64 * (u64)t.v_stride;
+            return;
+        }
         const u64 row = (u64)head * p.row_blocks + first_block;
         t.keep[0] = t.keep[1] = 0;
         t.rows = 0;
         int start = walk.ranges[0].at;
         if (ROW_BLOCKS == 2) start = min(start, walk.ranges[ROW_BLOCKS - 1].at);
         if (start != NO_KEY) {
-            const u32 kv_head = head / (p.n_heads / p.n_kv_heads);
             t.key = start;
             t.rows = p.kv_len - start;
-            t.k = k + (u64)kv_head * p.k_head_stride + (u64)start * p.k_row_stride;
-            t.v = v + (u64)kv_head * p.v_head_stride + (u64)start * p.v_row_stride;
+            t.k = walk.k + (u64)start * p.k_row_stride;
+            t.v = walk.v + (u64)start * p.v_row_stride;
             t.k_stride = p.k_row_stride;
             t.v_stride = p.v_row_stride;
+            int plain = NO_KEY;
             #pragma unroll
-            for (int b = 0; b < ROW_BLOCKS; b++) t.keep[b] = take_tile(walk.ranges[b], start, ranges);
+            for (int b = 0; b < ROW_BLOCKS; b++) {
+                Ranges& r = walk.ranges[b];
+                t.keep[b] = take_tile(r, start, ranges);
+                plain = t.keep[b] == ~0ull && r.at == start + 64 ? min(plain, (r.stop - 1 - r.at) / 64) : 0;
+            }
+            walk.plain = plain;
+            #pragma unroll
+            for (int b = 0; b < ROW_BLOCKS; b++) walk.ranges[b].at += 64 * plain;
             return;
         }
         for (; t.rows == 0 && walk.column < (int)p.column_tiles; walk.column++) {
@@ -121,7 +146,7 @@ attention_sm80(const AttentionParams p,
             if (USE >> b & 1)
                 #pragma unroll
                 for (int j = 0; j < 8; j++) rows[b].s[j][0] = rows[b].s[j][1] = rows[b].s[j][2] = rows[b].s[j][3] = 0.f;
-        #pragma unroll
+        #pragma unroll SCORE_STEPS
         for (int i = 0; i < STEPS; i++) {
             u32 a[ROW_BLOCKS][4];
             #pragma unroll
@@ -140,8 +165,8 @@ attention_sm80(const AttentionParams p,
             }
         }
     };
-    // mask, online softmax (base 2): S becomes P
-    auto softmax = [&](Rows& x, int b, const Tile& t) {
+    // what a row block does not see of the tile
+    auto hide = [&](Rows& x, int b, const Tile& t) {
         const int block_position = (int)p.q_start + (first_block + b) * 64, row_position = block_position + warp * 16 + (lane >> 2);
         if (t.keep[b] != ~0ull) {
             const u64 m = t.keep[b] >> (2 * (lane & 3));
@@ -172,33 +197,87 @@ attention_sm80(const AttentionParams p,
                     if (key >= n_init && row_position + 8 - key >= n_local) x.s[j][c + 2] = MASKED;
                 }
         }
-        #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float m = x.top[h];
-            #pragma unroll
-            for (int j = 0; j < 8; j++) m = fmaxf(m, fmaxf(x.s[j][2 * h], x.s[j][2 * h + 1]));
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-            const float shifted = __fmul_rn(m, scale);
-            if (__any_sync(~0u, m > x.top[h])) {        // a new maximum is rare after the first tiles
-                // Not fused: what is left of -1e30 * scale after rounding is huge, where both maxima are the first.
-                const float fade = exp2_fast(__fmul_rn(x.top[h], scale) - shifted);
-                x.sum[h] *= fade;
-                #pragma unroll
-                for (int j = 0; j < 2 * STEPS; j++) { x.o[j][2 * h] *= fade; x.o[j][2 * h + 1] *= fade; }
-                x.top[h] = m;
-            }
-            float even = 0.f, odd = 0.f;
-            #pragma unroll
-            for (int j = 0; j < 8; j++) {
-                x.s[j][2 * h] = exp2_fast(fmaf(x.s[j][2 * h], scale, -shifted));
-                x.s[j][2 * h + 1] = exp2_fast(fmaf(x.s[j][2 * h + 1], scale, -shifted));
-                even += x.s[j][2 * h];
-                odd += x.s[j][2 * h + 1];
-            }
-            x.sum[h] += even + odd;
-        }
     };
+    // Online softmax (base 2) of the row blocks in USE: S becomes P. All their rows side by side, for each is a long chain of
+    // maxima, shuffles and a vote.
+    auto softmax = [&](auto use, const Tile& t) {
+        constexpr int USE = decltype(use)::value;
+        float m[ROW_BLOCKS][2];
+        bool moved = false;
+        #pragma unroll
+        for (int b = 0; b < ROW_BLOCKS; b++)
+            if (USE >> b & 1) {
+                Rows& x = rows[b];
+                hide(x, b, t);
+                #pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    float even = x.s[0][2 * h], odd = x.s[0][2 * h + 1];
+                    #pragma unroll
+                    for (int j = 1; j < 8; j++) { even = fmaxf(even, x.s[j][2 * h]); odd = fmaxf(odd, x.s[j][2 * h + 1]); }
+                    m[b][h] = fmaxf(x.top[h], fmaxf(even, odd));
+                }
+            }
+        #pragma unroll
+        for (int d = 1; d < 4; d *= 2)
+            #pragma unroll
+            for (int b = 0; b < ROW_BLOCKS; b++)
+                if (USE >> b & 1)
+                    #pragma unroll
+                    for (int h = 0; h < 2; h++) m[b][h] = fmaxf(m[b][h], __shfl_xor_sync(~0u, m[b][h], d));
+        #pragma unroll
+        for (int b = 0; b < ROW_BLOCKS; b++)
+            if (USE >> b & 1) moved |= m[b][0] > rows[b].top[0] || m[b][1] > rows[b].top[1];
+        if (__any_sync(~0u, moved)) {                   // a new maximum is rare after the first tiles
+            #pragma unroll
+            for (int b = 0; b < ROW_BLOCKS; b++)
+                if (USE >> b & 1)
+                    #pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        Rows& x = rows[b];
+                        // Not fused: what is left of -1e30 * scale after rounding is huge, where both maxima are the first.
+                        const float fade = exp2_fast(__fmul_rn(x.top[h], scale) - __fmul_rn(m[b][h], scale));
+                        x.sum[h] *= fade;
+                        #pragma unroll
+                        for (int j = 0; j < 2 * STEPS; j++) { x.o[j][2 * h] *= fade; x.o[j][2 * h + 1] *= fade; }
+                        x.top[h] = m[b][h];
+                    }
+        }
+        #pragma unroll
+        for (int b = 0; b < ROW_BLOCKS; b++)
+            if (USE >> b & 1)
+                #pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    Rows& x = rows[b];
+                    const float shifted = __fmul_rn(x.top[h], scale);
+                    float even = 0.f, odd = 0.f;
+                    #pragma unroll
+                    for (int j = 0; j < 8; j++) {
+                        x.s[j][2 * h] = exp2_fast(fmaf(x.s[j][2 * h], scale, -shifted));
+                        x.s[j][2 * h + 1] = exp2_fast(fmaf(x.s[j][2 * h + 1], scale, -shifted));
+                        even += x.s[j][2 * h];
+                        odd += x.s[j][2 * h + 1];
+                    }
+                    x.sum[h] += even + odd;
+                }
+    };
+#if SKIP_SOFTMAX
+    // Skip-softmax: whether all scores of this warp's rows are far below their running maxima.
+    auto quiet = [&](auto use, const Tile& t) -> bool {
+        constexpr int USE = decltype(use)::value;
+        bool loud = false;
+        #pragma unroll
+        for (int b = 0; b < ROW_BLOCKS; b++)
+            if (USE >> b & 1) {
+                Rows& x = rows[b];
+                hide(x, b, t);
+                #pragma unroll
+                for (int h = 0; h < 2; h++)
+                    #pragma unroll
+                    for (int j = 0; j < 8; j++) loud |= fmaxf(x.s[j][2 * h], x.s[j][2 * h + 1]) * scale >= x.top[h] * scale + p.skip_below * LOG2_E;
+            }
+        return !__any_sync(~0u, loud);
+    };
+#endif
     // values: O += P V
     auto values = [&](auto use) {
         constexpr int USE = decltype(use)::value;
@@ -233,10 +312,14 @@ attention_sm80(const AttentionParams p,
             const uint2 row = real ? row_ranges[(u64)head * p.row_blocks + first_block + b] : make_uint2(0, 0);
             open_ranges(walk.ranges[b], row, min((int)p.kv_len, (int)p.q_start + 64 * (first_block + b) + 64), ranges);
         }
+        const u32 kv_head = head / (p.n_heads / p.n_kv_heads);
+        walk.k = k + (u64)kv_head * p.k_head_stride;
+        walk.v = v + (u64)kv_head * p.v_head_stride;
         walk.column = 0;
+        walk.plain = 0;
         walk.window = window[head];
         if (walk.window.x == NONE) walk.window = make_uint2(NO_KEY, NO_KEY);
-        next_tile(walk.tiles[0]);
+        next_tile(walk.tiles[0], walk.tiles[0]);
     }
     __syncthreads();
     if (walk.tiles[0].rows) load_k(walk.tiles[0]);
@@ -249,21 +332,23 @@ attention_sm80(const AttentionParams p,
         __syncthreads();                                // K of this tile is here, V of the last one is done with
         load_v(now);
         cp_async_commit();
-        if (thread == 0) next_tile(walk.tiles[at ^ 1]);
+        if (thread == 0) next_tile(walk.tiles[at], walk.tiles[at ^ 1]);
         const int use = (now.keep[0] != 0) + 2 * (now.keep[1] != 0);
-        if (ROW_BLOCKS == 1 || use == 1) scores(Use<1>());
-        else if (use == 2) scores(Use<2 % (1 << ROW_BLOCKS)>());
-        else scores(Use<(1 << ROW_BLOCKS) - 1>());
-        cp_async_wait<0>();
-        __syncthreads();                                // V of this tile is here, K is done with
-        if (next.rows) load_k(next);
-        cp_async_commit();
-        #pragma unroll
-        for (int b = 0; b < ROW_BLOCKS; b++)
-            if (use >> b & 1) softmax(rows[b], b, now);
-        if (ROW_BLOCKS == 1 || use == 1) values(Use<1>());
-        else if (use == 2) values(Use<2 % (1 << ROW_BLOCKS)>());
-        else values(Use<(1 << ROW_BLOCKS) - 1>());
+        auto step = [&](auto use) {
+            scores(use);
+            cp_async_wait<0>();
+            __syncthreads();                            // V of this tile is here, K is done with
+            if (next.rows) load_k(next);
+            cp_async_commit();
+#if SKIP_SOFTMAX
+            if (quiet(use, now)) return;
+#endif
+            softmax(use, now);
+            values(use);
+        };
+        if (ROW_BLOCKS == 1 || use == 1) step(Use<1>());
+        else if (use == 2) step(Use<2 % (1 << ROW_BLOCKS)>());
+        else step(Use<(1 << ROW_BLOCKS) - 1>());
     }
 
     // epilogue

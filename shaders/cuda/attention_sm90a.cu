@@ -20,6 +20,7 @@ struct AttentionParams {
     float scale;
     u32 q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, out_row_stride, out_head_stride;
     u32 write_lse;
+    float skip_below;
 };
 
 #ifndef Q_SHARED
@@ -27,6 +28,9 @@ struct AttentionParams {
 #endif
 #ifndef PINGPONG
 #define PINGPONG 1
+#endif
+#ifndef SKIP_SOFTMAX
+#define SKIP_SOFTMAX 0                                  // 1: exponentials far below the running maxima are skipped
 #endif
 #define SLABS ((HEAD_DIM + 63) / 64)                    // of 64 elements = 128 bytes, the width of the swizzle
 #define BOX_BYTES 8192                                  // 64 rows of a slab: what one copy brings
@@ -48,8 +52,7 @@ struct AttentionParams {
 #define PAIRS_AT (V_AT + STAGES * PAIR_BYTES)
 #define PLAN_AT (PAIRS_AT + STAGES * 64)
 #define WAITING_AT (PLAN_AT + PLANS * 64)
-#define RANGES_AT (WAITING_AT + 3 * 24)
-#define PLACES_AT (RANGES_AT + 2 * 32)
+#define PLACES_AT (WAITING_AT + 3 * 24 + 8)
 #define BARS_AT (PLACES_AT + CONSUMER_WARPS * 16)
 #define BARS (2 + 4 * STAGES + 2 * PLANS)
 static_assert(BARS_AT + BARS * 8 + 1024 <= SMEM_BYTES, "shared memory");        // 1024: the base is aligned by hand
@@ -107,8 +110,7 @@ attention_sm90a(const AttentionParams p,
     const u32 base = smem_address(smem);
     Pair* pairs = (Pair*)(smem + PAIRS_AT);
     Pair* plans = (Pair*)(smem + PLAN_AT);
-    Tile* waiting = (Tile*)(smem + WAITING_AT);         // the planner's own, here because its registers are few
-    Ranges* cursors = (Ranges*)(smem + RANGES_AT);
+    Tile* waiting = (Tile*)(smem + WAITING_AT);         // the planner's own
     const u32 q_full = base + BARS_AT, q_empty = q_full + 8;
     const u32 k_full = q_full + 16, v_full = k_full + STAGES * 8, k_empty = v_full + STAGES * 8, v_empty = k_empty + STAGES * 8;
     const u32 plan_full = v_empty + STAGES * 8, plan_empty = plan_full + PLANS * 8;
@@ -134,7 +136,7 @@ attention_sm90a(const AttentionParams p,
 
     if (group == 0) {
         registers_down<PLANNER_REGISTERS>();
-        if (warp == 1 && lane == 0) {
+        if (warp == 1) {
             // ---------------------------------------------------------------------------------------- planner
             const int groups = (p.row_blocks + 1) / 2;
             u32 made = 0;                               // pairs begun in this launch; those before it are handed over
@@ -150,14 +152,18 @@ attention_sm90a(const AttentionParams p,
                 return x;
             };
             for (;;) {
-                const u32 item = atomicAdd(counter, 1u);
+                u32 item = 0;
+                if (lane == 0) item = atomicAdd(counter, 1u);
+                item = __shfl_sync(~0u, item, 0);       // by the whole warp: with one lane alone the cursors below spill 8 bytes
                 if (item >= items) break;
                 const int work = order[item], head = work / groups, first_block = work % groups * 2;
                 const u64 row = (u64)head * p.row_blocks + first_block;
                 const bool two = first_block + 1 < (int)p.row_blocks;
-                Ranges &r0 = cursors[0], &r1 = cursors[1];
+                const uint2 a = row_ranges[row], b = two ? row_ranges[row + 1] : make_uint2(0, 0);
+                __syncwarp();
+                if (lane > 0) continue;
+                Ranges r0, r1;
                 {
-                    const uint2 a = row_ranges[row], b = two ? row_ranges[row + 1] : make_uint2(0, 0);
                     const int limit = p.q_start + 64 * first_block + 64;
                     open_ranges(r0, a, min((int)p.kv_len, limit), ranges);
                     open_ranges(r1, b, min((int)p.kv_len, limit + 64), ranges);
@@ -214,8 +220,10 @@ attention_sm90a(const AttentionParams p,
                 }
                 plans[(made - 1) % PLANS].flags |= LAST;
             }
-            begin(0, 0, STOP);
-            hand_over();
+            if (lane == 0) {
+                begin(0, 0, STOP);
+                hand_over();
+            }
         } else if (warp == 0 && lane == 0) {
             // ----------------------------------------------------------------------------------------- loader
             tma_prefetch_map(&q_map);
@@ -425,6 +433,16 @@ attention_sm90a(const AttentionParams p,
                 top[h] = a;
                 moved = true;
             }
+#if SKIP_SOFTMAX
+            // Skip-softmax by the rows of a warp: exponentials become zeros. The product still runs, on them: one that not all
+            // ways through the loop issue would serialise the others (C7519).
+            const bool quiet = !__any_sync(~0u, a >= top[h] + p.skip_below / p.scale);
+            if (quiet) {
+                #pragma unroll
+                for (int j = 0; j < 16; j++) s[4 * j + 2 * h] = s[4 * j + 2 * h + 1] = 0.f;
+                continue;
+            }
+#endif
             const float shifted = top[h] * scale;
             float x = 0.f, y = 0.f;
             #pragma unroll

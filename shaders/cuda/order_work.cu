@@ -8,6 +8,7 @@ struct AttentionParams {
     float scale;
     u32 q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride, out_row_stride, out_head_stride;
     u32 write_lse;
+    float skip_below;
 };
 
 extern "C" __global__ void __launch_bounds__(1024)

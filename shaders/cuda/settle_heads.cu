@@ -1,4 +1,5 @@
-// Makes every flex head vertical-slash, block-sparse or dense (FlexPrefill, algorithm 2): block-sparse where the softmax of
+// Makes every flex head vertical-slash, block-sparse or dense, and every recall head block-sparse or dense. Flex
+// (FlexPrefill, algorithm 2): block-sparse where the softmax of
 // the block scores comes closer than tau to the real attention of the last queries, by the square root of the
 // Jensen-Shannon divergence.
 //
@@ -9,12 +10,14 @@ struct SettleHeadsParams { u32 n_heads, kv_len, key_blocks; float scale, unit; }
 #define VERTICAL_SLASH 2
 #define BLOCK_SPARSE 3
 #define FLEX 5
+#define FIT 6
+#define MOST_BINS 640                                   // beyond, a recall head is dense: blocks of 2^-10 of the heaviest
 #define HEAD_MASS 1                                     // and a rule of block-sparse heads
 
 extern "C" __global__ void __launch_bounds__(MASS_THREADS)
 block_mass(const SettleHeadsParams p, const uint4* __restrict__ plan, const float* __restrict__ column_score, float* __restrict__ real) {
     const u32 head = blockIdx.y, block = blockIdx.x * (MASS_THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (plan[head].x != FLEX || block >= p.key_blocks) return;
+    if ((plan[head].x != FLEX && plan[head].x != FIT) || block >= p.key_blocks) return;
     float sum = 0.f;
     for (u32 i = lane; i < 64; i += 32)
         if (64 * block + i < p.kv_len) sum += column_score[(u64)head * p.kv_len + 64 * block + i];
@@ -30,7 +33,7 @@ settle_heads(const SettleHeadsParams p, const uint4* __restrict__ budget, const 
              uint4* __restrict__ plan, u32* __restrict__ column_count, u32* __restrict__ offset_count) {
     const u32 head = blockIdx.x;
     const uint4 own = plan[head];
-    if (own.x != FLEX) return;
+    if (own.x != FLEX && own.x != FIT) return;
     real += (u64)head * p.key_blocks;
     block_score += (u64)head * p.key_blocks;
 
@@ -38,6 +41,23 @@ settle_heads(const SettleHeadsParams p, const uint4* __restrict__ budget, const 
     float mine = -3e38f;
     for (u32 c = threadIdx.x; c < p.key_blocks; c += MASS_THREADS) mine = fmaxf(mine, block_score[c]);
     const float largest = block_max(mine);
+    if (own.x == FIT) {
+        // a threshold head whose blocks hold the budget's part of the last queries' attention, or dense
+        __shared__ u32 local[BINS];
+        for (u32 i = threadIdx.x; i < BINS; i += MASS_THREADS) local[i] = 0;
+        __syncthreads();
+        mine = 0.f;
+        for (u32 c = threadIdx.x; c < p.key_blocks; c += MASS_THREADS) {
+            if (c == 0 || c + own.z >= p.key_blocks) mine += real[c];
+            else atomicAdd(&local[bin_of(expf((block_score[c] - largest) * p.scale))], whole(real[c], ONE));
+        }
+        const u32 credit = whole(block_sum(mine), ONE), taken = bins_taken(local, __uint_as_float(budget[head].x), credit);
+        if (threadIdx.x != 0) return;
+        const float alpha = __uint_as_float((8128 - (max(taken, 1u) - 1)) << 17);     // the least weight of the bins taken
+        plan[head] = taken >= MOST_BINS ? make_uint4(DENSE, 0, 0, 0) : make_uint4(BLOCK_SPARSE, __float_as_uint(fminf(alpha, __uint_as_float(own.y))), own.z, own.w);
+        column_count[head] = offset_count[head] = 0;
+        return;
+    }
     mine = 0.f;
     for (u32 c = threadIdx.x; c < p.key_blocks; c += MASS_THREADS) mine += expf((block_score[c] - largest) * p.scale);
     const float total = block_sum(mine);

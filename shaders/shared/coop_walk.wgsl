@@ -32,6 +32,8 @@ struct Params {
     v_head_stride: u32,
     out_row_stride: u32,
     out_head_stride: u32,
+    // a tile is skipped whose scores lie so far below the running maxima (natural logarithm); the least f32: never
+    skip_below: f32,
     // where the slices begin in their bindings, in elements, those of vec4s in vec4s
     q_at: u32,
     k_at: u32,
@@ -69,6 +71,7 @@ const LN_2: f32 = 0.6931471805599453;
 // Masked scores lie so far below the lowest maximum that their exponential is zero before a row has met any key.
 const MASKED: f32 = -3e38;
 const LOWEST: f32 = -1e30;
+const SKIP_NOTHING: f32 = -3.4028234e38;
 const NONE: u32 = 0xffffffffu;
 
 // The log-sum-exp of no key. A variable, because WGSL has no infinite constants.

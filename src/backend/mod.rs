@@ -352,6 +352,26 @@ pub trait Backend: Sized + Send + Sync + 'static {
         offset_count: SliceMut<Self>,
     ) -> Result<()>;
 
+    /// Rows of x act `[n_heads, len, head_dim]` under strides, gathered by `fold`: out act `[n_heads, ceil(len / fold), fold *
+    /// head_dim]`.
+    fn fold_rows(&self, p: &FoldRowsParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()>;
+
+    /// Logarithms of the attention that each row block of a band gives each key block, by groups of `fold` queries and keys:
+    /// products f32 `[n_heads, band_len * 64 / fold, groups]`, of which a group's softmax over the groups of keys that begin
+    /// at or before its last query is taken; scores f32 `[n_heads, band_len, key_blocks]`: of the sum over the row block's
+    /// groups and the key block's, -inf for blocks behind the row block. plan `[n_heads]`; heads of the rule `ROW_MASS` only.
+    fn weigh_antidiagonals(
+        &self,
+        p: &WeighAntidiagonalsParams,
+        plan: Slice<Self>,
+        products: Slice<Self>,
+        scores: SliceMut<Self>,
+    ) -> Result<()>;
+
+    /// Replaces each of `share` neighbouring rows of scores f32 `[rows, len]` by their mean, without those whose kind in plan
+    /// `[rows]` is dense, which stay as they are.
+    fn share_scores(&self, p: &ShareScoresParams, plan: Slice<Self>, scores: SliceMut<Self>) -> Result<()>;
+
     /// Adds the softmax weights of a band's blocks to `mass` u32 `[n_heads, 2048]`, by their size: bin `b` holds weights
     /// of `2^(-b / 64)` and somewhat more, in units of which `2^30` are the whole head. plan `[n_heads]`, scores f32
     /// `[n_heads, band_len, key_blocks]`; heads of the rule `HEAD_MASS` only.

@@ -14,6 +14,9 @@ pub const BLOCK: usize = 64;
 /// planned as dense, so that nothing is estimated for it. More pairs than chosen are computed then, never fewer.
 pub const EXACT: u32 = 256;
 
+/// [`AttentionParams::skip_below`] of attention that skips no tile.
+pub const SKIP_NOTHING: f32 = f32::MIN;
+
 macro_rules! params {
     ($($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty),* $(,)? })*) => {$(
         $(#[$doc])*
@@ -318,6 +321,9 @@ params! {
         out_head_stride: u32,
         /// 1: the log-sum-exp of each row is written too.
         write_lse: u32,
+        /// Skip-softmax (BLASST, arXiv 2512.12087): a tile whose scores all lie further than this below their rows' running
+        /// maxima gives no exponentials and no values. In natural logarithm, at most 0; [`SKIP_NOTHING`] is off.
+        skip_below: f32,
     }
 
     /// How many of each row's largest scores hold a given part of the row's sum.
@@ -374,6 +380,57 @@ params! {
         scale: f32,
     }
 
+    /// Rows gathered by `fold`, each group one long row: `out[h, u, i * head_dim + e] = x[h, u * fold + i, e]`, or row
+    /// `u * fold + fold - 1 - i`; zeros behind the last row.
+    FoldRowsParams {
+        /// Heads of `x`.
+        n_heads: u32,
+        /// Rows of `x`.
+        len: u32,
+        /// Elements of a head.
+        head_dim: u32,
+        /// Distance between rows of `x`.
+        row_stride: u32,
+        /// Distance between heads of `x`.
+        head_stride: u32,
+        /// Rows of a group.
+        fold: u32,
+        /// 1: each group's rows in reverse.
+        reverse: u32,
+    }
+
+    /// Key blocks by the softmax of antidiagonal sums, for block-sparse heads under `ROW_MASS`.
+    WeighAntidiagonalsParams {
+        /// Query heads.
+        n_heads: u32,
+        /// Key blocks.
+        key_blocks: u32,
+        /// First row block of the band.
+        band_start: u32,
+        /// Row blocks of the band.
+        band_len: u32,
+        /// Key position of the first query.
+        q_start: u32,
+        /// Queries of the whole call.
+        q_len: u32,
+        /// Queries, and keys, of a group: a power of two from 4 to 64.
+        fold: u32,
+        /// Groups of keys: `ceil(kv_len / fold)`.
+        groups: u32,
+        /// What a sum is multiplied by: the softmax scale over `fold`.
+        scale: f32,
+    }
+
+    /// Scores of the query heads of a KV head made one: their mean.
+    ShareScoresParams {
+        /// Rows: query heads.
+        rows: u32,
+        /// Query heads of a KV head: so many neighbouring rows.
+        share: u32,
+        /// Scores per row.
+        len: u32,
+    }
+
     /// What one head computes: the device form of a pattern. `kind` is one of the `HeadPlan::*` constants.
     HeadPlan {
         /// Which pattern.
@@ -415,6 +472,9 @@ impl HeadPlan {
     /// Not decided yet: [`crate::backend::Backend::settle_heads`] makes one of the others of it. `a` and `b` are the columns
     /// and offsets that there is room for.
     pub const FLEX: u32 = 5;
+    /// Not decided yet either: block-sparse under `OF_MAX`, with the largest threshold of at most `a` (an f32) whose blocks hold
+    /// the budget's mass of the last queries' attention, or dense. `b` nearest blocks are always in.
+    pub const FIT: u32 = 6;
 
     /// Rule of block-sparse heads: the `a` best blocks of each row block.
     pub const TOP_K: u32 = 0;

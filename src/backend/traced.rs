@@ -359,6 +359,28 @@ impl<B: Backend> Backend for Traced<B> {
         })
     }
 
+    fn fold_rows(&self, p: &FoldRowsParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        let sizes = [x.byte_len, out.byte_len];
+        self.time("fold_rows", &sizes, |b| b.fold_rows(p, x.inner(), out.inner()))
+    }
+
+    fn weigh_antidiagonals(
+        &self,
+        p: &WeighAntidiagonalsParams,
+        plan: Slice<Self>,
+        products: Slice<Self>,
+        scores: SliceMut<Self>,
+    ) -> Result<()> {
+        let sizes = [products.byte_len, scores.byte_len];
+        let (plan, products) = (plan.inner(), products.inner());
+        self.time("weigh_antidiagonals", &sizes, |b| b.weigh_antidiagonals(p, plan, products, scores.inner()))
+    }
+
+    fn share_scores(&self, p: &ShareScoresParams, plan: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        let sizes = [2 * scores.byte_len];
+        self.time("share_scores", &sizes, |b| b.share_scores(p, plan.inner(), scores.inner()))
+    }
+
     fn weigh_blocks(
         &self,
         p: &WeighBlocksParams,

@@ -3,7 +3,7 @@
 use super::{Inputs, Row, Sets, Spread, bands, go_on};
 use crate::attend::{Layer, Source};
 use crate::backend::Backend;
-use crate::pattern::HeadPattern;
+use crate::pattern::{Extras, HeadPattern};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -71,7 +71,7 @@ pub fn attention<B: Backend>(b: &B, bench: &AttentionBench, each: &mut dyn FnMut
                 }
                 let inputs = Inputs::structured(*heads, *kv_heads, *head_dim, len);
                 let [q, k, v] = inputs.upload(b)?;
-                let layer = Layer { shape: inputs.shape, q, k, v };
+                let layer = Layer { shape: inputs.shape, extras: Extras::NONE, q, k, v };
                 drop((inputs.q, inputs.k, inputs.v));
                 rows.extend(one_length(b, bench, &layer, None, each)?);
             }

@@ -2,7 +2,7 @@
 
 use super::console::{Console, table};
 use super::device::{DeviceArgs, DeviceTask, with_device};
-use super::mode::{BudgetArgs, attention_mode};
+use super::mode::{BudgetArgs, ExtraArgs, attention_mode};
 use crate::attend::{AttendOptions, AttendReport, attend_file};
 use crate::backend::Backend;
 use crate::pattern::{AttentionMode, HeadPattern};
@@ -30,6 +30,9 @@ pub struct AttendArgs {
     /// How much flex heads take.
     #[command(flatten)]
     pub budget: BudgetArgs,
+    /// What is added to any pattern.
+    #[command(flatten)]
+    pub extras: ExtraArgs,
     /// The layer of the pattern file.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub layer: usize,
@@ -80,6 +83,7 @@ pub fn attend(args: &AttendArgs, console: &Console) -> Result<()> {
         // Given sets: no pattern decides.
         None => AttentionMode::Uniform(HeadPattern::Dense),
     };
+    let mode = args.extras.apply(mode);
     let options = AttendOptions {
         input: args.input.clone(),
         mode,

@@ -2,7 +2,7 @@
 
 use super::console::{self, Console, table};
 use super::device::{DeviceArgs, DeviceChoice, DeviceTask, DtypeChoice, WgpuArgs, with_device};
-use super::mode::attention_mode;
+use super::mode::{ExtraArgs, attention_mode};
 use super::random::RandomArgs;
 use super::run::open_model;
 use crate::backend::Backend;
@@ -127,6 +127,9 @@ struct PrefillArgs {
     /// (estimated on made q and k with slashes and columns, which the heads of random weights lack).
     #[arg(long, value_name = "SETS", default_value = "est")]
     index: Sets,
+    /// What is added to every attention but the dense rows'.
+    #[command(flatten)]
+    extras: ExtraArgs,
     /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
     #[arg(long, value_name = "N", default_value_t = 0)]
     chunk: usize,
@@ -269,6 +272,7 @@ fn prefill(args: &PrefillArgs, console: &Console) -> Result<Vec<Row>> {
         });
         let mut modes = modes.collect::<Result<Vec<_>>>()?;
         modes.iter_mut().for_each(|mode| random.cut(&mut model, mode));
+        modes = modes.into_iter().map(|mode| args.extras.apply(mode)).collect();
         random.cut(&mut model, &mut AttentionMode::Uniform(HeadPattern::Dense));
         modes.iter().try_for_each(|mode| mode.check_model(model.config.n_layers, model.config.n_heads))?;
         Ok((model, modes))

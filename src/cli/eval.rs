@@ -4,7 +4,7 @@ mod results;
 
 use super::console::{self, Console};
 use super::device::{DeviceArgs, DeviceTask, with_device};
-use super::mode::attention_mode;
+use super::mode::{ExtraArgs, attention_mode};
 use super::run::open_model;
 use crate::backend::Backend;
 use crate::embedded::NOVEL;
@@ -107,6 +107,9 @@ pub struct EvalArgs {
     /// An official pattern file, for `--attention config`.
     #[arg(long, value_name = "FILE")]
     pub patterns: Option<PathBuf>,
+    /// What is added to every attention but the dense column's.
+    #[command(flatten)]
+    pub extras: ExtraArgs,
     /// A file or directory: texts (.txt; default the novel in the program), SQuAD or HotpotQA (.json), InfiniteBench
     /// (.jsonl); may be repeated.
     #[arg(long, value_name = "PATH")]
@@ -172,9 +175,11 @@ fn columns(args: &EvalArgs, model: &Model) -> Result<Vec<Column>> {
     for label in if args.attention.is_empty() { &default } else { &args.attention } {
         let patterns = args.patterns.as_deref().filter(|_| label == "config");
         let mode = attention_mode(label, patterns, Some(model))?;
+        let mode = args.extras.apply(mode);
         mode.check_model(model.config.n_layers, model.config.n_heads)?;
-        if !columns.iter().any(|column| column.label == *label) {
-            columns.push(Column { label: label.clone(), mode });
+        let label = args.extras.prefix() + label;
+        if !columns.iter().any(|column| column.label == label) {
+            columns.push(Column { label, mode });
         }
     }
     Ok(columns)

@@ -18,7 +18,7 @@ pub mod run;
 mod search;
 
 use crate::{Error, Result};
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use console::Console;
 use std::process::ExitCode;
@@ -72,10 +72,6 @@ enum Command {
     Patterns(patterns::PatternsArgs),
 }
 
-/// Flags and commands of the documented interface that do not exist yet: refused by name, so that nobody takes them for
-/// a spelling mistake.
-const NOT_BUILT: &[&str] = &["--skip-softmax"];
-
 /// Parses the command line, runs the command, and reports its error on one line of stderr.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -121,14 +117,6 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
-        return ExitCode::from(2);
-    }
-    let named = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand].iter().find_map(|&kind| error.get(kind));
-    if let (ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand, Some(ContextValue::String(name))) =
-        (error.kind(), named)
-        && let Some(name) = NOT_BUILT.iter().find(|&&n| n == name)
-    {
-        eprintln!("error: {name}: not built yet");
         return ExitCode::from(2);
     }
     let text = error.render().to_string();

@@ -1,7 +1,7 @@
 //! `--attention` and `--pattern` as an [`AttentionMode`].
 
 use crate::model::Model;
-use crate::pattern::{AttentionMode, HeadPattern, PatternConfig};
+use crate::pattern::{AttentionMode, Extras, HeadPattern, PatternConfig};
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -14,6 +14,42 @@ pub struct BudgetArgs {
     /// Most columns and most diagonals of a flex head; 0 is as many as it needs.
     #[arg(long, value_name = "N")]
     pub max_budget: Option<usize>,
+}
+
+/// What can be added to any mode.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct ExtraArgs {
+    /// Skip-softmax over any attention: a tile of scores that are all below FACTOR / keys of their rows' running maxima gives
+    /// nothing (`--attention skip_softmax:FACTOR+PATTERN` is the same); 0 is off.
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.0, value_parser = factor)]
+    pub skip_softmax: f32,
+    /// Estimates the query heads of a KV head together, by the mean of their scores (`--attention share_groups+PATTERN` is the
+    /// same).
+    #[arg(long)]
+    pub share_groups: bool,
+}
+
+fn factor(text: &str) -> std::result::Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|x| *x >= 0.0 && x.is_finite());
+    number.ok_or_else(|| format!("expected a number from 0 on, found {text:?}"))
+}
+
+impl ExtraArgs {
+    fn extras(self) -> Extras {
+        Extras { skip_softmax: self.skip_softmax, share_groups: self.share_groups }
+    }
+
+    /// The mode with what is added.
+    pub fn apply(self, mode: AttentionMode) -> AttentionMode {
+        let (own, more) = (mode.extras(), self.extras());
+        let skip_softmax = if more.skip_softmax > 0.0 { more.skip_softmax } else { own.skip_softmax };
+        mode.with(Extras { skip_softmax, share_groups: own.share_groups || more.share_groups })
+    }
+
+    /// What goes before a mode's name.
+    pub fn prefix(self) -> String {
+        self.extras().to_string()
+    }
 }
 
 impl BudgetArgs {
@@ -31,9 +67,16 @@ impl BudgetArgs {
     }
 }
 
-/// Reads one PATTERN for all heads, `config` with `--patterns FILE`, or `config:FILE`. `config` alone takes the patterns
+/// Reads one PATTERN for all heads (also behind `skip_softmax:FACTOR+` and `share_groups+`), `config` with `--patterns FILE`, or `config:FILE`. `config` alone takes the patterns
 /// of the model ([`Model::patterns`]), where there are some.
 pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<&Model>) -> Result<AttentionMode> {
+    if let Some((number, over)) = text.strip_prefix("skip_softmax:").and_then(|rest| rest.split_once('+')) {
+        let skip_softmax = factor(number).map_err(|e| Error::invalid(format!("skip_softmax: {e}")))?;
+        return Ok(ExtraArgs { skip_softmax, share_groups: false }.apply(attention_mode(over, patterns, model)?));
+    }
+    if let Some(over) = text.strip_prefix("share_groups+") {
+        return Ok(ExtraArgs { skip_softmax: 0.0, share_groups: true }.apply(attention_mode(over, patterns, model)?));
+    }
     let file = match text.strip_prefix("config:") {
         Some(path) => Some(Path::new(path)),
         None if text == "config" => patterns,
@@ -79,6 +122,10 @@ mod tests {
         assert_eq!(mix("triangle_mix:16"), "triangle_mix:16");
         assert_eq!(mix("triangle_mix:16+flex:0.9"), "triangle_mix:16+flex:0.9");
         assert_eq!(mix("auto"), "auto");
+        assert_eq!(mix("skip_softmax:500+flex:0.9"), "skip_softmax:500+flex:0.9");
+        assert_eq!(mix("skip_softmax:0+flex:0.9"), "flex:0.9");
+        assert_eq!(mix("share_groups+skip_softmax:9+flex:0.9"), "skip_softmax:9+share_groups+flex:0.9");
+        assert!(error("skip_softmax:-1+dense", None).contains("from 0 on"));
         assert!(error("dense", Some(path.as_path())).contains("\"dense\""));
         assert!(error("config", None).contains("--patterns"));
         let needle = crate::embedded::needle().unwrap();

@@ -64,8 +64,10 @@ impl RandomArgs {
     pub fn cut(&self, model: &mut Model, mode: &mut AttentionMode) {
         let Some(layers) = self.layers else { return };
         model.config.n_layers = layers;
-        if let AttentionMode::Config(config) = mode {
-            *config = std::mem::take(config).first_layers(layers);
+        match mode {
+            AttentionMode::Config(config) => *config = std::mem::take(config).first_layers(layers),
+            AttentionMode::Extra { over, .. } => self.cut(model, over),
+            _ => {}
         }
     }
 }

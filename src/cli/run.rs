@@ -2,12 +2,12 @@
 
 use super::console::{self, Console};
 use super::device::{DeviceArgs, DeviceTask, with_device};
-use super::mode::{BudgetArgs, attention_mode};
+use super::mode::{BudgetArgs, ExtraArgs, attention_mode};
 use super::prompt::{read_ids, read_prompt};
 use super::random::{RandomArgs, random_ids};
 use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
-use crate::engine::{Engine, EngineOptions, Prefill, StopReason};
+use crate::engine::{Engine, EngineOptions, HeadStats, Prefill, StopReason};
 use crate::insight::Insight;
 use crate::model::{KvPlace, KvType, Model};
 use crate::pattern::AttentionMode;
@@ -55,7 +55,7 @@ pub struct RunArgs {
     /// Tokens to generate; 0 pre-fills only.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_new_tokens: usize,
-    /// One pattern for all heads (`auto` is dense on short prompts and flex:0.95 on long ones), `config` with --patterns (without: the patterns that the checkpoint brings, else the
+    /// One pattern for all heads (`auto` is dense on short prompts and recall:0.9 on long ones), `config` with --patterns (without: the patterns that the checkpoint brings, else the
     /// official file of this model), or `config:FILE`.
     #[arg(long, value_name = "PATTERN", default_value = "auto")]
     pub attention: String,
@@ -65,6 +65,9 @@ pub struct RunArgs {
     /// How much flex heads take.
     #[command(flatten)]
     pub budget: BudgetArgs,
+    /// What is added to any attention.
+    #[command(flatten)]
+    pub extras: ExtraArgs,
     /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub chunk: usize,
@@ -174,7 +177,7 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
     }
     args.random.cut(&mut model, &mut mode);
     let config = &model.config;
-    mode = args.budget.apply(mode)?;
+    mode = args.extras.apply(args.budget.apply(mode)?);
     mode.check_model(config.n_layers, config.n_heads)?;
     let ids = prompt_ids(args, &model)?;
     console.explain(&format!("{}: {} tokens, attention {}", model.name, ids.len(), mode.name()));
@@ -234,7 +237,7 @@ impl DeviceTask for RunTask<'_> {
 }
 
 /// Operations that decide what to compute; `attention` computes it.
-const ESTIMATION: [&str; 11] = [
+const ESTIMATION: [&str; 14] = [
     "score_last_queries",
     "select_top_k",
     "pool_blocks",
@@ -244,6 +247,9 @@ const ESTIMATION: [&str; 11] = [
     "group_offsets",
     "settle_heads",
     "weigh_blocks",
+    "fold_rows",
+    "weigh_antidiagonals",
+    "share_scores",
     "select_weighed_blocks",
     "build_index",
 ];
@@ -281,12 +287,13 @@ impl RunTask<'_> {
         if self.ids.is_empty() {
             return ask(&mut engine, args, console, &self.mode, &questions, &mut self.sampler, None);
         }
-        let mut insight = Insight::new(&self.mode);
+        let mut insight = Insight::new(&self.mode, engine.attention_options(&self.mode));
         let looks = args.verify || args.report.is_some();
         let watch = looks.then_some(&mut insight);
         let prefill = prefill_watched(&mut engine, &self.ids, &self.mode, console, watch)?;
         if looks {
-            look(&prefill, &insight, &engine.model().name, args, console)?;
+            let name = self.mode.name();
+            look(&prefill, &insight, [&engine.model().name, &name], args, console)?;
         }
         if let Some(path) = &args.kv_out {
             engine.save_context(path)?;
@@ -405,7 +412,13 @@ fn ask<B: Backend>(
 }
 
 /// `--verify` and `--report`.
-fn look(prefill: &Prefill, insight: &Insight, model: &str, args: &RunArgs, console: &Console) -> Result<()> {
+fn look(
+    prefill: &Prefill,
+    insight: &Insight,
+    [model, attention]: [&str; 2],
+    args: &RunArgs,
+    console: &Console,
+) -> Result<()> {
     let layers = &insight.layers;
     if args.verify {
         let worst = |of: &dyn Fn(usize) -> f64| (0..layers.len()).max_by(|a, b| of(*a).total_cmp(&of(*b))).unwrap_or(0);
@@ -423,13 +436,12 @@ fn look(prefill: &Prefill, insight: &Insight, model: &str, args: &RunArgs, conso
     }
     let Some(path) = &args.report else { return Ok(()) };
     let heads = |layer: usize| -> Vec<serde_json::Value> {
-        let cells = prefill.heads[layer].iter().zip(&layers[layer].recall);
-        cells
-            .map(|(head, recall)| json!({"pattern": head.pattern.to_string(), "density": head.density, "recall": recall}))
-            .collect()
+        let kept = layers[layer].recall.iter().zip(&layers[layer].error);
+        let cell = |(head, (recall, error)): (&HeadStats, (&f64, &f64))| json!({"pattern": head.pattern.to_string(), "density": head.density, "recall": recall, "error": error});
+        prefill.heads[layer].iter().zip(kept).map(cell).collect()
     };
     let report = json!({
-        "model": model, "tokens": prefill.tokens, "density": prefill.density,
+        "model": model, "attention": attention, "tokens": prefill.tokens, "density": prefill.density,
         "layers": (0..layers.len()).map(|layer| json!({
             "heads": heads(layer), "last_rows_error": layers[layer].last_rows_error,
         })).collect::<Vec<_>>(),

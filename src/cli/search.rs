@@ -209,7 +209,8 @@ impl DeviceTask for SearchTask<'_> {
                 let text = serde_json::to_vec(&partial).map_err(|e| Error::invalid(format!("records: {e}")))?;
                 files::write(&partial_path, &text)
             };
-            let mut search = Search { options, map: i == 0, rates: None, records: &mut records, done };
+            let mut search =
+                Search { options, map: i == 0 && args.report.is_some(), rates: None, records: &mut records, done };
             engine.prefill_watched(ids, &dense, &mut |_| (), &mut search)?;
             partial.prompts[i] = records;
         }

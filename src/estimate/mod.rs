@@ -23,7 +23,24 @@
 //! times the heaviest of their row, by the softmax of block means, and always the first block and four up to the row
 //! block's own. **Tri-shape** is TriangleMix's mask (arXiv 2507.21526) by row blocks; with chunked pre-fill the last queries
 //! are those of each chunk.
+//!
+//! **Recall**, which automatic heads are on long prompts: FlashPrefill's selection (arXiv 2603.06199), key blocks whose mean
+//! weighs at least a threshold times the heaviest's, with a threshold fitted to each head on each prompt: the largest whose
+//! blocks hold the floor of what the last 64 queries really attend to. So heads that block means describe well and that
+//! are sparse compute little, and the others what the floor asks, up to everything.
+//!
+//! **XAttention** (arXiv 2503.16428): blocks by the sums along their antidiagonals, `stride` keys apart, as one product of
+//! queries in reverse with keys, both gathered by the stride; a softmax over the groups of keys; and for each block of
+//! queries the heaviest key blocks that hold the threshold's part, the first and the diagonal always in. Apart from the
+//! paper, blocks are of 64 and not 128, weights within 1/64 of each other are taken together, and thresholds are one for
+//! all heads (the paper also tunes them head by head).
+//!
+//! **Sharing**: under [`crate::pattern::Extras::share_groups`] the query heads of a KV head take the mean of their scores
+//! (last queries' attention, means of blocks; of XAttention's weights the logarithms), so that patterns of one budget
+//! choose the same. Each head keeps its own budget. The proxies of ProxyAttn are heads found alike; here they are the
+//! heads that share keys.
 
+mod antidiagonals;
 mod block_sparse;
 mod flex;
 mod plan;
@@ -37,9 +54,10 @@ use crate::backend::Backend;
 use crate::backend::params::{BLOCK, HeadPlan};
 use crate::index::{IndexLayout, SparseIndex};
 use crate::ops::{self, AttentionShape};
-use crate::pattern::HeadPattern;
+use crate::pattern::{Extras, HeadPattern};
 use crate::tensor::{Tensor, View};
 use crate::{DType, Error, Result};
+use antidiagonals::Antidiagonals;
 use block_sparse::Means;
 use plan::Plan;
 use vertical_slash::Scores;
@@ -55,19 +73,39 @@ pub fn estimate<B: Backend>(
     q: View<B>,
     k: View<B>,
 ) -> Result<SparseIndex<B>> {
-    estimate_or_dense(b, patterns, shape, q, k, EXACT)
+    estimate_with(b, patterns, shape, q, k, AttentionOptions::EXACT)
 }
 
-/// [`estimate`], but dense where the chosen pairs are more than `dense_above` 256ths of all: see [`EXACT`].
-pub fn estimate_or_dense<B: Backend>(
+/// How attention may depart from what its patterns say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionOptions {
+    /// From so many 256ths of the causal pairs on, everything is computed: see [`EXACT`].
+    pub dense_above: u32,
+    /// What the mode adds to all its patterns.
+    pub extras: Extras,
+}
+
+impl AttentionOptions {
+    /// Exactly what the patterns say.
+    pub const EXACT: Self = Self { dense_above: EXACT, extras: Extras::NONE };
+}
+
+impl Default for AttentionOptions {
+    fn default() -> Self {
+        Self::EXACT
+    }
+}
+
+/// [`estimate`] under options.
+pub fn estimate_with<B: Backend>(
     b: &B,
     patterns: &[HeadPattern],
     shape: &AttentionShape,
     q: View<B>,
     k: View<B>,
-    dense_above: u32,
+    options: AttentionOptions,
 ) -> Result<SparseIndex<B>> {
-    choose_or_dense(b, patterns, shape, q, k, dense_above)?.build(b)
+    choose_with(b, patterns, shape, q, k, options)?.build(b)
 }
 
 /// What the patterns of a layer's heads chose, on the device.
@@ -96,34 +134,41 @@ pub fn choose<B: Backend>(
     q: View<B>,
     k: View<B>,
 ) -> Result<Chosen<B>> {
-    choose_or_dense(b, patterns, shape, q, k, EXACT)
+    choose_with(b, patterns, shape, q, k, AttentionOptions::EXACT)
 }
 
-/// The part of [`estimate_or_dense`] that reads q and k.
-pub fn choose_or_dense<B: Backend>(
+/// The part of [`estimate_with`] that reads q and k.
+pub fn choose_with<B: Backend>(
     b: &B,
     patterns: &[HeadPattern],
     shape: &AttentionShape,
     q: View<B>,
     k: View<B>,
-    dense_above: u32,
+    options: AttentionOptions,
 ) -> Result<Chosen<B>> {
+    let AttentionOptions { dense_above, extras } = options;
     let plan = Plan::new(patterns, shape, IndexLimits::of(b), dense_above)?;
+    let share = if extras.share_groups { shape.n_heads / shape.n_kv_heads } else { 1 };
     let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
     let flex = plan.uses(HeadPlan::FLEX);
-    let means = match plan.weighs() {
-        true => Some(Means::new(b, shape, q, k, false)?),
+    let means = match plan.pools() {
+        true => Some(Means::new(b, shape, [q, k], false, share, &plan, plan::pools)?),
         false => None,
     };
-    if flex || plan.uses(HeadPlan::VERTICAL_SLASH) {
-        let mut scores = Scores::new(b, shape, &plan, q, k)?;
-        if let (true, Some(means)) = (flex, &means) {
-            flex::settle(b, shape, &plan, &mut scores, means, q, &mut chosen)?;
+    let fit = plan.uses(HeadPlan::FIT);
+    if flex || fit || plan.uses(HeadPlan::VERTICAL_SLASH) {
+        let mut scores = Scores::new(b, shape, &plan, share, q, k)?;
+        if let (true, Some(means)) = (flex || fit, &means) {
+            flex::settle(b, shape, &plan, share, &mut scores, means, q, &mut chosen)?;
         }
-        vertical_slash::choose(b, shape, &scores, &mut chosen)?;
+        if flex || plan.uses(HeadPlan::VERTICAL_SLASH) {
+            vertical_slash::choose(b, shape, &scores, &mut chosen)?;
+        }
     }
-    if flex || plan.uses(HeadPlan::BLOCK_SPARSE) {
-        chosen.block_mask = block_sparse::choose(b, shape, &plan, chosen.plan.view(), q, k, means.as_ref())?;
+    if flex || fit || plan.uses(HeadPlan::BLOCK_SPARSE) {
+        let folds = Antidiagonals::of(b, shape, &plan, q, k)?;
+        let by = block_sparse::By { means: means.as_ref(), folds: &folds, share };
+        chosen.block_mask = block_sparse::choose(b, shape, &plan, chosen.plan.view(), q, k, by)?;
     }
     Ok(chosen)
 }

@@ -36,10 +36,12 @@ pub(super) struct Scores<B: Backend> {
 
 impl<B: Backend> Scores<B> {
     /// Of vertical-slash heads and of those that may become it; the rows of others are not written.
-    pub fn new(b: &B, shape: &AttentionShape, plan: &Plan, q: View<B>, k: View<B>) -> Result<Self> {
+    /// `share` neighbouring heads share theirs.
+    pub fn new(b: &B, shape: &AttentionShape, plan: &Plan, share: usize, q: View<B>, k: View<B>) -> Result<Self> {
         let (heads, keys) = (shape.n_heads, shape.kv_len);
         let scored = |head: &HeadPlan| {
-            matches!(head.kind, HeadPlan::VERTICAL_SLASH | HeadPlan::FLEX).then_some(HeadPlan::VERTICAL_SLASH)
+            matches!(head.kind, HeadPlan::VERTICAL_SLASH | HeadPlan::FLEX | HeadPlan::FIT)
+                .then_some(HeadPlan::VERTICAL_SLASH)
         };
         let table = Tensor::from_slice(b, DType::U32, [heads, 4], &plan.table(scored))?;
         let mut scores = Self {
@@ -48,6 +50,10 @@ impl<B: Backend> Scores<B> {
         };
         let (columns, offsets) = (scores.columns.view_mut(), scores.offsets.view_mut());
         ops::score_last_queries(b, shape, table.view(), q, k, columns, offsets)?;
+        if share > 1 {
+            ops::share_scores(b, share, table.view(), scores.columns.view_mut())?;
+            ops::share_scores(b, share, table.view(), scores.offsets.view_mut())?;
+        }
         Ok(scores)
     }
 }

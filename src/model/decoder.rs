@@ -7,8 +7,9 @@ use super::dual_chunk::{self, DualBuffers, DualLayer};
 use super::kv_cache::{KvCache, LayerKv};
 use super::load::{Layer, Linear, Loader};
 use super::{DecoderConfig, Model};
-use crate::attention::{Computed, attend_or_dense, attend_sets};
+use crate::attention::{Computed, attend_sets, attend_with};
 use crate::backend::Backend;
+use crate::estimate::AttentionOptions;
 use crate::ops::{self, AttentionShape, HeadBand, Rope};
 use crate::pattern::AttentionMode;
 use crate::tensor::{Tensor, View, ViewMut};
@@ -41,8 +42,8 @@ pub struct Chunk<'a> {
     /// First row whose last residual stream is wanted: the last layer's output projection and MLP leave out the rows
     /// before it, which nothing reads in a pre-fill. 0 finishes all rows.
     pub from_row: usize,
-    /// From which density on, in 256ths, attention is dense instead: see [`crate::estimate::EXACT`].
-    pub dense_above: u32,
+    /// How its attention may depart from what the patterns say.
+    pub options: AttentionOptions,
 }
 
 /// The tensors of one attention call, before it runs.
@@ -298,7 +299,7 @@ impl<B: Backend> Decoder<B> {
                         }
                         Some(mode) => {
                             let patterns = mode.patterns(i, h);
-                            for computed in layer.attend(b, &patterns, chunk.dense_above, buffers, out)? {
+                            for computed in layer.attend(b, &patterns, chunk.options, buffers, out)? {
                                 watch.computed(b, i, computed)?;
                             }
                         }
@@ -308,10 +309,10 @@ impl<B: Backend> Decoder<B> {
                 (Some(mode), None) => {
                     let qkv = [call.q, call.k, call.v];
                     let computed = match watch.sets(i) {
-                        Some(sets) => attend_sets(b, sets, &shape, qkv, out, chunk.dense_above)?,
+                        Some(sets) => attend_sets(b, sets, &shape, qkv, out, chunk.options)?,
                         None => {
                             let patterns = mode.patterns(i, h);
-                            attend_or_dense(b, &patterns, &shape, qkv, out, None, chunk.dense_above)?
+                            attend_with(b, &patterns, &shape, qkv, out, None, chunk.options)?
                         }
                     };
                     watch.computed(b, i, computed)?;

@@ -19,7 +19,7 @@ use super::DecoderConfig;
 use super::config::DualChunk;
 use crate::attention::{Computed, HeadGroup, from_element};
 use crate::backend::Backend;
-use crate::estimate::{IndexLimits, estimate_or_dense, head_groups};
+use crate::estimate::{AttentionOptions, IndexLimits, estimate_with, head_groups};
 use crate::index::SparseIndex;
 use crate::ops::{self, AttentionShape, HeadBand, Rope};
 use crate::pattern::{AttentionMode, HeadPattern};
@@ -190,7 +190,7 @@ impl<B: Backend> DualLayer<'_, B> {
         &self,
         b: &B,
         patterns: &[HeadPattern],
-        dense_above: u32,
+        options: AttentionOptions,
         buffers: &mut DualBuffers<B>,
         mut out: ViewMut<B>,
     ) -> Result<Vec<Computed<B>>> {
@@ -213,8 +213,7 @@ impl<B: Backend> DualLayer<'_, B> {
                     self.turn(b, turned, positions.clone(), Turn::Places { ahead: base, most: usize::MAX })?;
                 }
                 let (q, true_keys) = (group.q(turned.view()), group.k(true_keys));
-                let mut index =
-                    estimate_or_dense(b, &patterns[heads.clone()], &group.shape, q, true_keys, dense_above)?;
+                let mut index = estimate_with(b, &patterns[heads.clone()], &group.shape, q, true_keys, options)?;
                 let whole = fresh_rows(b, &mut index)?;
 
                 let shape_of_lse = [heads.len(), m];
@@ -228,7 +227,16 @@ impl<B: Backend> DualLayer<'_, B> {
                         0 => (group.out(&mut rows), lse_view(&mut lse[0], shape_of_lse)),
                         _ => (group.out(&mut part_rows), lse_view(&mut lse[1], shape_of_lse)),
                     };
-                    ops::attention(b, &group.shape, q, k, v, &index, into, Some(into_lse))?;
+                    let qkv = [q, k, v];
+                    ops::attention_skipping(
+                        b,
+                        &group.shape,
+                        qkv,
+                        &index,
+                        into,
+                        Some(into_lse),
+                        options.extras.skip_softmax,
+                    )?;
                     if i > 0 {
                         let band = self.band(&heads);
                         merge(b, band, part.view().rows(0..m), rows.reborrow(), lse, shape_of_lse)?;

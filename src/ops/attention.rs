@@ -105,6 +105,7 @@ impl AttentionShape {
             out_row_stride: self.out_stride[0] as u32,
             out_head_stride: self.out_stride[1] as u32,
             write_lse: write_lse as u32,
+            skip_below: SKIP_NOTHING,
         }
     }
 }
@@ -121,7 +122,25 @@ pub fn attention<B: Backend>(
     out: ViewMut<B>,
     lse: Option<ViewMut<B>>,
 ) -> Result<()> {
+    attention_skipping(b, shape, [q, k, v], index, out, lse, 0.0)
+}
+
+/// [`attention`] with skip-softmax (BLASST, arXiv 2512.12087): a tile of scores that all lie below their rows' running maxima
+/// by more than `-ln(skip_softmax / kv_len)` is dropped after the first product: no exponentials, no values, nothing in
+/// the log-sum-exp. What a tile is (16 to 128 queries, 16 to 128 keys), the backend's kernel decides, and where it keeps a
+/// maximum that lags behind, fewer tiles are dropped. `skip_softmax` 0 is off.
+pub fn attention_skipping<B: Backend>(
+    b: &B,
+    shape: &AttentionShape,
+    [q, k, v]: [View<B>; 3],
+    index: &SparseIndex<B>,
+    out: ViewMut<B>,
+    lse: Option<ViewMut<B>>,
+    skip_softmax: f32,
+) -> Result<()> {
     const OP: &str = "attention";
+    let fits = skip_softmax >= 0.0 && skip_softmax.is_finite();
+    check(OP, "skip_softmax", fits, "a finite factor from 0 on", skip_softmax)?;
     shape.validate(OP, &q, &k, &v, Some(&out))?;
     check_dtype(OP, "q", &[b.activation()], q.dtype())?;
     check_dtype(OP, "k", &[b.activation()], k.dtype())?;
@@ -135,7 +154,10 @@ pub fn attention<B: Backend>(
         check_shape(OP, "lse", [shape.n_heads, shape.q_len], lse.shape())?;
         check_dtype(OP, "lse", &[DType::F32], lse.dtype())?;
     }
-    let p = shape.params(l.row_blocks(), l.column_tiles, lse.is_some());
+    let mut p = shape.params(l.row_blocks(), l.column_tiles, lse.is_some());
+    if skip_softmax > 0.0 {
+        p.skip_below = (skip_softmax / shape.kv_len as f32).ln().min(0.0);
+    }
     b.attention(&p, q.slice(), k.slice(), v.slice(), index.slices(), out.slice(), lse.map(|v| v.slice()))
 }
 

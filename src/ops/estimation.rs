@@ -292,6 +292,84 @@ pub fn select_weighed_blocks<B: Backend>(
     b.select_weighed_blocks(&p, plan.slice(), scores.slice(), mass.slice(), block_mask.slice())
 }
 
+/// Rows of x act `[heads, len, D]` under `[row, head]` strides, gathered by `fold`: out act `[heads, ceil(len / fold), fold *
+/// D]`, each group's rows one behind the other, or in reverse; zeros behind the last row.
+pub fn fold_rows<B: Backend>(
+    b: &B,
+    x: View<B>,
+    len: usize,
+    [row_stride, head_stride]: [usize; 2],
+    fold: usize,
+    reverse: bool,
+    out: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "fold_rows";
+    let [heads, groups, width] = dims(OP, "out", out.shape())?;
+    check(OP, "fold", matches!(fold, 4 | 8 | 16 | 32 | 64), "a power of two from 4 to 64", fold)?;
+    check(OP, "out", groups == len.div_ceil(fold), format!("{} groups", len.div_ceil(fold)), groups)?;
+    let d = width / fold;
+    check(OP, "out", d * fold == width && d.is_multiple_of(8), format!("rows of {fold} times a multiple of 8"), width)?;
+    let last = (heads - 1) * head_stride + (len - 1) * row_stride + d;
+    check(OP, "x", last <= x.shape().elements(), format!("at least {last} elements"), x.shape().elements())?;
+    check_dtype(OP, "x", &[b.activation()], x.dtype())?;
+    check_dtype(OP, "out", &[b.activation()], out.dtype())?;
+    let p = FoldRowsParams {
+        n_heads: heads as u32,
+        len: len as u32,
+        head_dim: d as u32,
+        row_stride: row_stride as u32,
+        head_stride: head_stride as u32,
+        fold: fold as u32,
+        reverse: u32::from(reverse),
+    };
+    b.fold_rows(&p, x.slice(), out.slice())
+}
+
+/// Logarithms of the attention of a band's row blocks by key block, from the products of groups of `fold` queries, in reverse,
+/// and keys: products f32 `[H, band * 64 / fold, groups]`, scores f32 `[H, band, C]`. Heads of the rule `ROW_MASS` only.
+pub fn weigh_antidiagonals<B: Backend>(
+    b: &B,
+    band: BlockBand,
+    [fold, groups]: [usize; 2],
+    scale: f32,
+    plan: View<B>,
+    products: View<B>,
+    scores: ViewMut<B>,
+) -> Result<()> {
+    const OP: &str = "weigh_antidiagonals";
+    let of = band.params(OP, scores.shape(), 1, 0)?;
+    let (heads, rows) = (of.n_heads as usize, of.band_len as usize * (BLOCK / fold));
+    check(OP, "fold", matches!(fold, 4 | 8 | 16 | 32 | 64), "a power of two from 4 to 64", fold)?;
+    check_shape(OP, "plan", [heads, 4], plan.shape())?;
+    check_shape(OP, "products", [heads, rows, groups], products.shape())?;
+    check_dtype(OP, "products", &[DType::F32], products.dtype())?;
+    check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
+    let p = WeighAntidiagonalsParams {
+        n_heads: of.n_heads,
+        key_blocks: of.key_blocks,
+        band_start: of.band_start,
+        band_len: of.band_len,
+        q_start: of.q_start,
+        q_len: of.q_len,
+        fold: fold as u32,
+        groups: groups as u32,
+        scale,
+    };
+    b.weigh_antidiagonals(&p, plan.slice(), products.slice(), scores.slice())
+}
+
+/// Makes each of `share` neighbouring rows of scores f32 `[rows, len]` their mean, but for those whose kind in plan u32 `[rows,
+/// 4]` is dense.
+pub fn share_scores<B: Backend>(b: &B, share: usize, plan: View<B>, scores: ViewMut<B>) -> Result<()> {
+    const OP: &str = "share_scores";
+    let [rows, len] = dims(OP, "scores", scores.shape())?;
+    check(OP, "scores", share > 0 && rows % share == 0, format!("a multiple of {share} rows"), rows)?;
+    check_shape(OP, "plan", [rows, 4], plan.shape())?;
+    check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
+    let p = ShareScoresParams { rows: rows as u32, share: share as u32, len: len as u32 };
+    b.share_scores(&p, plan.slice(), scores.slice())
+}
+
 /// What [`build_index`] reads besides the index's own columns. A part that no head uses may be a `[.., 1]` placeholder.
 pub struct Choice<'a, B: Backend> {
     /// u32 `[H, 4]`: one [`HeadPlan`] a head.

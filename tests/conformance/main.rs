@@ -9,6 +9,7 @@ mod index;
 mod mass;
 mod methods;
 mod rows;
+mod xattention;
 
 use minference::DType;
 use minference::backend::Backend;

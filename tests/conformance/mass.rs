@@ -151,6 +151,83 @@ for_each_backend!(settle_heads, |b| {
     }
 });
 
+for_each_backend!(fit_heads, |b| {
+    let mut rng = Rng(47);
+    let (mut limited, mut fitted, mut dense) = (0, 0, 0);
+    for kv_len in [500, 3000, 20_000] {
+        let (heads, blocks, scale, window) = (6, usize::div_ceil(kv_len, BLOCK), 0.125, 3);
+        let columns: Vec<f32> = (0..heads).flat_map(|_| tail(&mut rng, kv_len, 1.5)).collect();
+        let real = |h: usize, c: usize| -> f64 {
+            let keys = &columns[h * kv_len + c * BLOCK..h * kv_len + kv_len.min((c + 1) * BLOCK)];
+            keys.iter().map(|x| f64::from(*x) / 64.0).sum()
+        };
+        // Scores that are right, somewhat wrong, and that tell nothing at all.
+        let mut scores: Vec<f32> = vec![];
+        for h in 0..heads {
+            let noise = [0.0, 4.0, 9.0, 0.0, 0.0, 60.0][h];
+            scores.extend((0..blocks).map(|c| ((real(h, c).ln()) / scale + noise * rng.normal()) as f32));
+        }
+        let floor = |h: usize| [0.5f32, 0.8, 0.9, 0.9, 0.97, 0.995][h];
+        let most = |h: usize| [0.02f32, 1.0, 1.0, 1.0, 1.0, 1.0][h];
+        let plans: Vec<_> = (0..heads)
+            .map(|h| HeadPlan {
+                kind: if h == 3 { HeadPlan::VERTICAL_SLASH } else { HeadPlan::FIT },
+                a: most(h).to_bits(),
+                b: window,
+                c: HeadPlan::OF_MAX,
+            })
+            .collect();
+        let mut plan = u32s(b, [heads, 4], bytemuck::cast_slice(&plans));
+        let mut counts = [u32s(b, [heads], &[7; 6]), u32s(b, [heads], &[8; 6])];
+        let budgets: Vec<_> = (0..heads).map(|h| HeadBudget { mass: floor(h), ..HeadBudget::default() }).collect();
+        let budget = u32s(b, [heads, 4], bytemuck::cast_slice(&budgets));
+        let (column_score, block_score) = (f32s(b, [heads, kv_len], &columns), f32s(b, [heads, 1, blocks], &scores));
+        let [column_count, offset_count] = &mut counts;
+        let undecided = Undecided {
+            budget: budget.view(),
+            column_score: column_score.view(),
+            block_score: block_score.view(),
+            unit: 1.0 / 64.0,
+            scale: scale as f32,
+            plan: plan.view_mut(),
+            column_count: column_count.view_mut(),
+            offset_count: offset_count.view_mut(),
+        };
+        ops::settle_heads(b, undecided).unwrap();
+        let plan: Vec<HeadPlan> = bytemuck::pod_collect_to_vec(&plan.to_u32(b).unwrap());
+        let counts = counts.map(|x| x.to_u32(b).unwrap());
+        assert_eq!((plan[3], counts[0][3], counts[1][3]), (plans[3], 7, 8), "a head that is decided");
+        for h in [0, 1, 2, 4, 5] {
+            let what = format!("{kv_len} keys, head {h}");
+            assert_eq!([counts[0][h], counts[1][h]], [0, 0], "{what}");
+            let scores = &scores[h * blocks..][..blocks];
+            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let ratio = |c: usize| (f64::from(scores[c] - max) * scale).exp();
+            let held = |alpha: f64| -> f64 {
+                let taken = |c: &usize| *c == 0 || c + window as usize >= blocks || ratio(*c) >= alpha;
+                (0..blocks).filter(taken).map(|c| real(h, c)).sum()
+            };
+            let floor = f64::from(floor(h));
+            if plan[h].kind == HeadPlan::DENSE {
+                dense += 1;
+                assert!(held(2f64.powi(-10) * 1.02) < floor + 2e-4, "{what} need not be dense");
+                continue;
+            }
+            let alpha = f64::from(f32::from_bits(plan[h].a));
+            let same = HeadPlan { a: plan[h].a, kind: HeadPlan::BLOCK_SPARSE, ..plans[h] };
+            assert_eq!(plan[h], same, "{what}");
+            assert!(held(alpha * 0.999) > floor - 2e-4, "{what}: {} at {alpha}", held(alpha));
+            if alpha < f64::from(most(h)) * 0.999 {
+                fitted += 1;
+                assert!(held(alpha * 1.02) < floor + 2e-4, "{what}: a larger threshold than {alpha} serves");
+            } else {
+                limited += 1;
+            }
+        }
+    }
+    assert!(limited > 1 && fitted > 3 && dense > 0, "{limited} at the most, {fitted} fitted, {dense} dense");
+});
+
 for_each_backend!(weigh_and_select_blocks, |b| {
     let mut rng = Rng(41);
     for (q_len, kv_len, q_start) in [(64usize, 64usize, 0), (700, 2900, 2200), (300, 429, 129), (1500, 1500, 0)] {

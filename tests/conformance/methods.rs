@@ -5,12 +5,15 @@
 use crate::attention::{Call, Layout, Lengths};
 use crate::common;
 use crate::common::methods::{self, BLOCK, Head, Scores, Verdict};
+use minference::DType;
 use minference::backend::cpu::Cpu;
-use minference::estimate::{choose, estimate};
+use minference::estimate::{AttentionOptions, choose, estimate_with};
 use minference::index::HostIndex;
 use minference::model::AttentionCall;
-use minference::pattern::{AttentionMode, HeadPattern};
+use minference::ops;
+use minference::pattern::{AttentionMode, Extras, HeadPattern};
 use minference::search::{self, Objective, OneLayer, Rates, SearchOptions};
+use minference::tensor::Tensor;
 use std::collections::BTreeMap;
 
 /// (q_len, kv_len, q_start, heads, kv_heads, head_dim).
@@ -40,11 +43,24 @@ fn each_call(mut test: impl FnMut(&Call<Cpu>, &str)) {
 }
 
 fn index_of(call: &Call<Cpu>, patterns: &[HeadPattern]) -> HostIndex {
-    let b = common::cpu();
-    let index = estimate(b, patterns, &call.shape, call.q.view(), call.k.view()).unwrap().to_host(b).unwrap();
+    index_with(call, patterns, Extras::NONE)
+}
+
+fn index_with(call: &Call<Cpu>, patterns: &[HeadPattern], extras: Extras) -> HostIndex {
+    let (b, options) = (common::cpu(), AttentionOptions { extras, ..AttentionOptions::EXACT });
+    let index = estimate_with(b, patterns, &call.shape, call.q.view(), call.k.view(), options).unwrap();
+    let index = index.to_host(b).unwrap();
     index.validate().unwrap();
     index
 }
+
+/// The query heads that share the keys of a head.
+fn group(call: &Call<Cpu>, h: usize) -> std::ops::Range<usize> {
+    let len = call.shape.n_heads / call.shape.n_kv_heads;
+    h / len * len..(h / len + 1) * len
+}
+
+const SHARED: Extras = Extras { skip_softmax: 0.0, share_groups: true };
 
 /// That a head of the index computes the blocks of the verdicts and no others.
 #[track_caller]
@@ -128,6 +144,130 @@ fn threshold_is_the_papers_cpu() {
         }
     });
     assert!(ties * 100 < entries && dropped * 5 > entries, "{ties} ties, {dropped} out of {entries}");
+}
+
+#[test]
+fn recall_is_as_stated_cpu() {
+    let (mut sparse, mut dense, mut ties, mut entries) = (0, 0, 0, 0);
+    each_call(|call, what| {
+        let scores: Vec<Scores> = (0..call.shape.n_heads).map(|h| Scores::of(&head(call, h))).collect();
+        for (floor, alpha) in [(0.9f32, 0.02f32), (0.7, 0.5), (0.97, 1.0)] {
+            let index = index_of(call, &vec![HeadPattern::Recall { floor, alpha }; call.shape.n_heads]);
+            for (h, scores) in scores.iter().enumerate() {
+                let what = format!("{what}: recall {floor} alpha {alpha} head {h}");
+                let pairs: u64 = (0..index.row_blocks()).map(|r| index.row(h, r).pairs()).sum();
+                match methods::recall(scores, f64::from(floor), f64::from(alpha), 4) {
+                    Some(verdicts) if pairs < call.shape.causal_pairs() => {
+                        sparse += 1;
+                        ties += check_blocks(&what, &index, h, &head(call, h), &verdicts);
+                        entries += verdicts.iter().map(Vec::len).sum::<usize>();
+                    }
+                    // Dense is never less than what was asked for, but must have its reason.
+                    Some(verdicts) => {
+                        dense += 1;
+                        let out = verdicts.iter().flatten().filter(|v| **v == Verdict::Out).count();
+                        let few = call.shape.kv_len <= 5 * BLOCK;
+                        assert!(few || out * 4 < verdicts.iter().flatten().count(), "{what} is dense, {out} are out");
+                    }
+                    None => {
+                        dense += 1;
+                        assert_eq!(pairs, call.shape.causal_pairs(), "{what} needs all");
+                    }
+                }
+            }
+        }
+    });
+    assert!(sparse > 50 && ties * 10 < entries, "{sparse} sparse, {dense} dense, {ties} ties of {entries}");
+}
+
+#[test]
+fn xattention_is_the_papers_cpu() {
+    let (mut entries, mut ties, mut dropped) = (0, 0, 0);
+    each_call(|call, what| {
+        for (stride, part, extras) in
+            [(8, 0.9f32, Extras::NONE), (16, 0.6, Extras::NONE), (64, 0.8, Extras::NONE), (16, 0.7, SHARED)]
+        {
+            let pattern = HeadPattern::XAttention { stride, threshold: part };
+            let index = index_with(call, &vec![pattern; call.shape.n_heads], extras);
+            for h in 0..call.shape.n_heads {
+                let heads = if extras.share_groups { group(call, h) } else { h..h + 1 };
+                let heads: Vec<Head> = heads.map(|h| head(call, h)).collect();
+                let verdicts = methods::xattention(&heads, stride, f64::from(part));
+                let what = format!("{what}: {extras}{pattern}");
+                ties += check_blocks(&what, &index, h, &head(call, h), &verdicts);
+                entries += verdicts.iter().map(Vec::len).sum::<usize>();
+                dropped += verdicts.iter().flatten().filter(|v| **v == Verdict::Out).count();
+            }
+        }
+    });
+    assert!(ties * 5 < entries && dropped * 5 > entries, "{ties} ties, {dropped} out of {entries}");
+}
+
+#[test]
+fn heads_that_share_keys_choose_by_their_mean_cpu() {
+    let mut lines = 0;
+    each_call(|call, what| {
+        let heads = call.shape.n_heads;
+        let own: Vec<Scores> = (0..heads).map(|h| Scores::of(&head(call, h))).collect();
+        let alpha = 0.1f32;
+        let index = index_with(call, &vec![HeadPattern::Threshold { alpha }; heads], SHARED);
+        let flex = HeadPattern::Flex { gamma: 0.9, tau: 0.0, budget: [128, 0] };
+        let options = AttentionOptions { extras: SHARED, ..AttentionOptions::EXACT };
+        let (q, k) = (call.q.view(), call.k.view());
+        let chosen = minference::estimate::choose_with(common::cpu(), &vec![flex; heads], &call.shape, q, k, options);
+        let columns = chosen.unwrap().columns(common::cpu()).unwrap();
+        for h in 0..heads {
+            let shared = Scores::mean(&own[group(call, h)]);
+            let what = format!("{what}: shared");
+            check_blocks(&what, &index, h, &head(call, h), &methods::threshold(&shared, f64::from(alpha), 4));
+            if columns[h].is_empty() {
+                continue;
+            }
+            lines += 1;
+            for (j, verdict) in methods::flex(&shared, f64::from(0.9f32), 128).columns.verdicts.iter().enumerate() {
+                let taken = columns[h].binary_search(&(j as u32)).is_ok();
+                assert!(verdict.allows(taken), "{what}: head {h}: column {j} is {verdict:?}, not so here");
+            }
+        }
+    });
+    assert!(lines > 20, "{lines} heads by lines");
+}
+
+/// Between dense attention and what the finest tile would keep, and nowhere less than `1 - factor` of the mass: each key that
+/// is dropped weighs less than `factor / keys` of the heaviest.
+#[test]
+fn skip_softmax_is_the_papers_cpu() {
+    let b = common::cpu();
+    let (mut rows, mut skipped) = (0, 0);
+    each_call(|call, what| {
+        let s = &call.shape;
+        let dense = index_of(call, &vec![HeadPattern::Dense; s.n_heads]).upload(b).unwrap();
+        let lse = |factor: f32| {
+            let mut out = Tensor::alloc(b, DType::F32, [s.q_len * s.n_heads * s.head_dim]).unwrap();
+            let mut lse = Tensor::alloc(b, DType::F32, [s.n_heads, s.q_len]).unwrap();
+            let qkv = [call.q.view(), call.k.view(), call.v.view()];
+            ops::attention_skipping(b, s, qkv, &dense, out.view_mut(), Some(lse.view_mut()), factor).unwrap();
+            lse.to_f32(b).unwrap()
+        };
+        let all = lse(0.0);
+        for factor in [0.5f32, 30.0, 300.0] {
+            let kept = lse(factor);
+            for h in 0..s.n_heads {
+                let finest = methods::skip_softmax_lse(&head(call, h), f64::from(factor));
+                for (i, finest) in finest.iter().enumerate() {
+                    let (all, kept) = (f64::from(all[h * s.q_len + i]), f64::from(kept[h * s.q_len + i]));
+                    let what =
+                        format!("{what}: factor {factor} head {h} query {i}: {kept}, dense {all}, finest {finest}");
+                    assert!(kept <= all + 1e-4 && kept >= finest - 1e-4, "{what}");
+                    let lost = 1.0 - (kept - all).exp();
+                    assert!(lost <= f64::from(factor) + 1e-4, "{what}: {lost} of the mass is lost");
+                    rows += 1;
+                    skipped += usize::from(lost > 1e-5);
+                }
+            }
+        }
+    });
+    assert!(skipped * 200 > rows, "{skipped} of {rows} queries lost something");
 }
 
 #[test]

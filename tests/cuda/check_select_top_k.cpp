@@ -1,4 +1,5 @@
-// Runs select_top_k.cu on the CPU against a stable sort: ties, forced indices, NaN, infinities, both zeros, several parts.
+// Runs select_top_k.cu on the CPU against a stable sort: ties, forced indices, NaN, infinities, both zeros, several parts; short rows
+// also in one block.
 #include <algorithm>
 int main() {
     std::mt19937 dice(11);
@@ -20,6 +21,11 @@ int main() {
         emu::launch(parts, p.rows, 256, [&] { top_k_count(p, scores.data(), counts.data(), bins.data(), taken.data()); });
         emu::launch(parts, p.rows, 256, [&] { top_k_write(p, scores.data(), counts.data(), bins.data(), taken.data(), indices.data()); });
         bool ok = true;
+        if (p.len <= SHORT) {
+            std::vector<u32> row(indices.size(), 12345);
+            emu::launch(p.rows, 1, 1024, [&] { top_k_row(p, scores.data(), counts.data(), row.data()); });
+            ok = row == indices;
+        }
         for (u32 r = 0; r < p.rows; r++) {
             std::vector<u32> all(p.len);
             for (u32 i = 0; i < p.len; i++) all[i] = i;

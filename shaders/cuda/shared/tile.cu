@@ -30,7 +30,7 @@ template <int ROWS, int THREADS> __device__ __forceinline__ void load_rows(u32 t
         for (int i = 0; i < ROWS / step; i++)
             cp_async(to + i * step * ROW_BYTES, from + (u64)(i * step) * stride, column && row + i * step < rows);
     } else {
-        #pragma unroll 2
+        #pragma unroll 1                                // two at a time spill at head_dim 112 (sm_100, NVRTC 13.5)
         for (int i = thread; i < ROWS * CHUNKS; i += THREADS) {
             const int row = i / CHUNKS, chunk = i % CHUNKS;
             const bool take = row < rows && chunk < HEAD_DIM / 8;

@@ -84,6 +84,7 @@ pub(super) fn attention(
             // queries
             let start = h * p.q_head_stride as usize + r * BLOCK * p.q_row_stride as usize;
             tile.load(Rows { data: &q[start..], stride: p.q_row_stride as usize }, queries, p.scale);
+            tile.skip_below(p.skip_below);
             let k = Rows { data: &k[h / group * p.k_head_stride as usize..], stride: p.k_row_stride as usize };
             let v = Rows { data: &v[h / group * p.v_head_stride as usize..], stride: p.v_row_stride as usize };
             let visible = match index.window[h] {

@@ -14,6 +14,11 @@ pub(super) fn bin(weight: f32) -> usize {
     (TOP - (weight.to_bits() >> 17) as i32).clamp(0, BINS as i32 - 1) as usize
 }
 
+/// The least weight of the first `taken` bins; 1 of none.
+pub(super) fn least_of_bins(taken: usize) -> f32 {
+    f32::from_bits((1f32.to_bits() >> 17).saturating_sub((taken as u32).saturating_sub(1)) << 17)
+}
+
 /// A weight in whole numbers.
 pub(super) fn whole(weight: f32, one: f32) -> u32 {
     (weight * one + 0.5) as u32
@@ -41,6 +46,8 @@ mod tests {
         assert_eq!(bin(1.0001), 0);
         assert_eq!(bin(0.5), 64);
         assert_eq!(bin(0.0), BINS - 1);
+        assert_eq!([0, 1, 65].map(least_of_bins), [1.0, 1.0, 0.5]);
+        assert!((1..700).all(|taken| bin(least_of_bins(taken)) == taken - 1));
         let mut weight = 1.0f32;
         while weight > 1e-9 {
             let smaller = weight * 0.98;

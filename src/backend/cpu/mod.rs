@@ -15,6 +15,7 @@
 //! ```
 
 mod add;
+mod antidiagonals;
 mod append_kv;
 mod attention;
 mod build_index;
@@ -37,6 +38,7 @@ mod score_blocks;
 mod score_last_queries;
 mod select_top_k;
 mod settle_heads;
+mod share_scores;
 mod silu_mul;
 mod simd;
 mod tile;
@@ -306,6 +308,27 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let counts = [column_count.write(), offset_count.write()];
         settle_heads::settle_heads(p, budget.read(), column_score.read(), block_score.read(), plan.write(), counts);
+        Ok(())
+    }
+
+    fn fold_rows(&self, p: &FoldRowsParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        antidiagonals::fold_rows(p, x.read(), out.write());
+        Ok(())
+    }
+
+    fn weigh_antidiagonals(
+        &self,
+        p: &WeighAntidiagonalsParams,
+        plan: Slice<Self>,
+        products: Slice<Self>,
+        scores: SliceMut<Self>,
+    ) -> Result<()> {
+        antidiagonals::weigh_antidiagonals(p, plan.read(), products.read(), scores.write());
+        Ok(())
+    }
+
+    fn share_scores(&self, p: &ShareScoresParams, plan: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        share_scores::share_scores(p, plan.read(), scores.write());
         Ok(())
     }
 

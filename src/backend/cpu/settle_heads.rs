@@ -1,6 +1,7 @@
 //! The choice between columns and diagonals on the one side and blocks on the other, head by head (FlexPrefill, algorithm
 //! 2): blocks where the softmax of block means is close to what the last queries really attend to.
 
+use super::mass::{BINS, ONE, bin, bins_taken, least_of_bins, whole};
 use crate::backend::params::{BLOCK, HeadBudget, HeadPlan, SettleHeadsParams};
 
 pub(super) fn settle_heads(
@@ -11,10 +12,16 @@ pub(super) fn settle_heads(
     plan: &mut [HeadPlan],
     [column_count, offset_count]: [&mut [u32]; 2],
 ) {
-    for (h, plan) in plan.iter_mut().enumerate().filter(|(_, plan)| plan.kind == HeadPlan::FLEX) {
+    let undecided = |plan: &HeadPlan| matches!(plan.kind, HeadPlan::FLEX | HeadPlan::FIT);
+    for (h, plan) in plan.iter_mut().enumerate().filter(|(_, plan)| undecided(plan)) {
         let columns = &column_score[h * p.kv_len as usize..][..p.kv_len as usize];
         let blocks = &block_score[h * p.key_blocks as usize..][..p.key_blocks as usize];
         let budget = budget[h];
+        if plan.kind == HeadPlan::FIT {
+            *plan = fit(p, columns, blocks, budget.mass, *plan);
+            (column_count[h], offset_count[h]) = (0, 0);
+            continue;
+        }
         let (vertical, slash) = (column_count[h], offset_count[h]);
         *plan = if distance(p, columns, blocks) < budget.tau {
             let nearest = budget.least.div_ceil(BLOCK as u32);
@@ -26,6 +33,29 @@ pub(super) fn settle_heads(
         };
         let kept = plan.kind == HeadPlan::VERTICAL_SLASH;
         (column_count[h], offset_count[h]) = if kept { (vertical, slash) } else { (0, 0) };
+    }
+}
+
+/// Bins beyond which a head is dense: blocks of 2^-10 of the heaviest would have to be taken.
+const MOST_BINS: usize = 640;
+
+/// A threshold head whose blocks hold `floor` of the last queries' attention, of the threshold `own.a` at most; or dense.
+fn fit(p: &SettleHeadsParams, columns: &[f32], blocks: &[f32], floor: f32, own: HeadPlan) -> HeadPlan {
+    let max = blocks.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (mut bins, mut credit) = (vec![0; BINS], 0.0);
+    for (c, (score, keys)) in blocks.iter().zip(columns.chunks(BLOCK)).enumerate() {
+        let real = keys.iter().sum::<f32>() * p.unit;
+        match c == 0 || c + own.b as usize >= blocks.len() {
+            true => credit += real,
+            false => bins[bin(((score - max) * p.scale).exp())] += whole(real, ONE),
+        }
+    }
+    match bins_taken(&bins, floor, whole(credit, ONE)) {
+        MOST_BINS.. => HeadPlan { kind: HeadPlan::DENSE, a: 0, b: 0, c: 0 },
+        taken => {
+            let alpha = least_of_bins(taken).min(f32::from_bits(own.a));
+            HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: alpha.to_bits(), ..own }
+        }
     }
 }
 

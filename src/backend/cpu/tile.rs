@@ -8,7 +8,7 @@
 //! instructions that `pulp` turned on around it, and calls them one by one.
 
 use super::simd::{exp2, select};
-use crate::backend::params::BLOCK;
+use crate::backend::params::{BLOCK, SKIP_NOTHING};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Keys of a tile. Its scores and values take 30 + 62 KiB at head_dim 128; smaller tiles rescale the sums more often.
@@ -74,6 +74,10 @@ pub(super) struct Tile {
     max: [f32; BLOCK],
     /// Sum of 2^(score - max) so far.
     weight: [f32; BLOCK],
+    /// Lanes that hold a query.
+    rows: usize,
+    /// Keys whose scores all lie further below the maxima of a group of lanes, in units of ln 2, are skipped by it.
+    skip_below: f32,
 }
 
 impl Tile {
@@ -93,13 +97,21 @@ impl Tile {
             sums: vec![0.0; blocks * ROWS * BLOCK],
             max: [f32::NEG_INFINITY; BLOCK],
             weight: [0.0; BLOCK],
+            rows: BLOCK,
+            skip_below: SKIP_NOTHING,
         }
+    }
+
+    /// Skip-softmax from now on: see [`crate::backend::params::AttentionParams::skip_below`].
+    pub(super) fn skip_below(&mut self, skip_below: f32) {
+        self.skip_below = if skip_below == SKIP_NOTHING { skip_below } else { skip_below * std::f32::consts::LOG2_E };
     }
 
     /// Starts over with these queries, scaled by the natural-logarithm `scale`; lanes from `rows` on are zero.
     pub(super) fn load(&mut self, q: Rows, rows: usize, scale: f32) {
         let scale = scale * std::f32::consts::LOG2_E;
         self.queries.fill(0.0);
+        self.rows = rows;
         for lane in 0..rows {
             let group = &mut self.queries[lane / self.width * self.width * self.head_dim..];
             for (d, x) in q.row(lane as u32, self.head_dim).iter().enumerate() {
@@ -238,7 +250,11 @@ impl Attend<'_> {
         {
             score_group::<S, N>(simd, bytemuck::cast_slice(queries), keys, k, bytemuck::cast_slice_mut(scores));
             mask_group(scores, width, g, keys, visible);
-            let scores = &mut bytemuck::cast_slice_mut(scores)[..keys.len()];
+            let scores: &mut [[S::f32s; N]] = &mut bytemuck::cast_slice_mut(scores)[..keys.len()];
+            let lanes = tile.rows.saturating_sub(g * width).min(width);
+            if tile.skip_below > SKIP_NOTHING && skips::<S, N>(simd, scores, max, tile.skip_below, lanes) {
+                continue;
+            }
             let rescale = softmax_group::<S, N>(simd, scores, max, weight);
             if v.is_some() {
                 let sums = bytemuck::cast_slice_mut(sums);
@@ -331,6 +347,25 @@ fn mask_group(scores: &mut [f32], width: usize, group: usize, keys: &[u32], visi
             }
         }
     }
+}
+
+/// Whether the scores of the first `lanes` lanes all lie further than `skip_below` below their lane's maximum.
+#[inline(always)]
+fn skips<S: Simd, const N: usize>(
+    simd: S,
+    scores: &[[S::f32s; N]],
+    max: &[S::f32s; N],
+    skip_below: f32,
+    lanes: usize,
+) -> bool {
+    let mut tops = [simd.splat_f32s(f32::NEG_INFINITY); N];
+    for row in scores {
+        for (top, &s) in tops.iter_mut().zip(row) {
+            *top = simd.max_f32s(*top, s);
+        }
+    }
+    let (tops, max): (&[f32], &[f32]) = (bytemuck::cast_slice(&tops), bytemuck::cast_slice(max));
+    tops.iter().zip(max).take(lanes).all(|(top, max)| *top < max + skip_below)
 }
 
 /// online softmax: scores become weights; what the sums so far must be multiplied by comes back.

@@ -4,7 +4,7 @@ use super::device::{Launch, TensorLayout, TensorMap, arg};
 use super::elementwise::require_vectors;
 use super::kernels::{self, shared_memory};
 use super::{AttentionKernel, Cuda, address, address_mut};
-use crate::backend::params::{AttentionParams, MergeAttentionParams};
+use crate::backend::params::{AttentionParams, MergeAttentionParams, SKIP_NOTHING};
 use crate::backend::{IndexSlices, Slice, SliceMut};
 use crate::{DType, Error, Result};
 
@@ -53,6 +53,9 @@ pub(super) fn attention(
 
     let source = if hopper { &kernels::ATTENTION_SM90A } else { &kernels::ATTENTION_SM80 };
     let mut kernel = source.with(&[("HEAD_DIM", &p.head_dim), ("BF16", &b.bf16()), ("OUT", &b.c_type(out_type))]);
+    if p.skip_below > SKIP_NOTHING {
+        kernel.defines.push(("SKIP_SOFTMAX", "1".to_string()));
+    }
     if !hopper {
         let bytes = shared_memory::attention_sm80(p.head_dim as usize, row_blocks as usize);
         kernel.defines.extend([("ROW_BLOCKS", row_blocks.to_string()), ("SMEM_BYTES", bytes.to_string())]);

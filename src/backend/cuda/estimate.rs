@@ -7,10 +7,15 @@ use crate::Result;
 use crate::backend::params::*;
 use crate::backend::{IndexChoice, IndexSlices, IndexSlicesMut, Slice, SliceMut};
 
-/// Keys of one block of the score kernels: 16 tiles, so that the load of Q (one tile) is a few percent.
-const SPLIT_KEYS: u32 = 1024;
+/// Keys of one block of the score kernels: 16 tiles, so that the load of Q (one tile) is a few percent; of short prompts
+/// down to 4, until there are [`SCORE_BLOCKS`] a multiprocessor.
+const SPLIT_KEYS: [u32; 2] = [256, 1024];
+/// Twice as many as share a multiprocessor.
+const SCORE_BLOCKS: u32 = 6;
 /// Scores of one block of the top-k kernels (`PART` in select_top_k.cu).
 const TOP_K_PART: u32 = 8192;
+/// Rows that one block takes by itself (`SHORT` there).
+const TOP_K_SHORT: u32 = 32768;
 /// Row blocks of one block of `count_ranges` (`COUNTED` in build_index.cu).
 const COUNTED_ROWS: u32 = 32;
 /// Row blocks of one block of `place_rows` (`PLACE` there).
@@ -30,7 +35,9 @@ pub(super) fn score_last_queries(
     let bytes = kernels::shared_memory::score_last_queries(p.head_dim as usize);
     let kernel =
         kernels::SCORE_LAST_QUERIES.with(&[("BF16", &b.bf16()), ("HEAD_DIM", &p.head_dim), ("SMEM_BYTES", &bytes)]);
-    let (split_keys, splits) = (SPLIT_KEYS, p.kv_len.div_ceil(SPLIT_KEYS));
+    let share = (u64::from(p.n_heads) * u64::from(p.kv_len)).div_ceil(u64::from(SCORE_BLOCKS * b.limits.processors));
+    let split_keys = (share as u32).next_multiple_of(64).clamp(SPLIT_KEYS[0], SPLIT_KEYS[1]);
+    let splits = p.kv_len.div_ceil(split_keys);
     let partial = b.alloc_buffer(p.n_heads as usize * splits as usize * 64 * 8)?;
     let stats = b.alloc_buffer(p.n_heads as usize * 64 * 8)?;
     let (partial, stats) = (&partial.address(), &stats.address());
@@ -53,6 +60,10 @@ pub(super) fn select_top_k(
 ) -> Result<()> {
     let kernel = kernels::SELECT_TOP_K.with(&[("BF16", &b.bf16())]);
     let (scores, counts, indices) = (address(&scores), address(&counts), address_mut(&indices));
+    if p.len <= TOP_K_SHORT {
+        let args = [arg(p), arg(&scores), arg(&counts), arg(&indices)];
+        return b.launch(&kernel, "top_k_row", Launch::new([p.rows, 1, 1], 1024), &args);
+    }
     let parts = p.len.div_ceil(TOP_K_PART);
     let bins = b.alloc_buffer(p.rows as usize * 3 * 2048 * 4)?;
     b.device.zero(&bins)?;
@@ -155,6 +166,35 @@ pub(super) fn settle_heads(
         arg(p), arg(budget), arg(real), arg(blocks), arg(plan), arg(column_count), arg(offset_count),
     ];
     b.launch(&kernel, "settle_heads", Launch::new([p.n_heads, 1, 1], 256), &args)
+}
+
+pub(super) fn fold_rows(b: &Cuda, p: &FoldRowsParams, x: Slice<Cuda>, out: SliceMut<Cuda>) -> Result<()> {
+    let kernel = kernels::FOLD_ROWS.with(&[("BF16", &b.bf16())]);
+    let (x, out) = (address(&x), address_mut(&out));
+    require_vectors("fold_rows", &[x, out], &[p.head_dim, p.row_stride, p.head_stride])?;
+    let chunks = p.len.div_ceil(p.fold) * p.fold * (p.head_dim / 8);
+    let launch = Launch::new([chunks.div_ceil(256), p.n_heads, 1], 256);
+    b.launch(&kernel, "fold_rows", launch, &[arg(p), arg(&x), arg(&out)])
+}
+
+pub(super) fn weigh_antidiagonals(
+    b: &Cuda,
+    p: &WeighAntidiagonalsParams,
+    plan: Slice<Cuda>,
+    products: Slice<Cuda>,
+    scores: SliceMut<Cuda>,
+) -> Result<()> {
+    let kernel = kernels::WEIGH_ANTIDIAGONALS.with(&[("BF16", &b.bf16())]);
+    let (plan, products, scores) = (address(&plan), address(&products), address_mut(&scores));
+    let launch = Launch::new([p.band_len, p.n_heads, 1], 256);
+    b.launch(&kernel, "weigh_antidiagonals", launch, &[arg(p), arg(&plan), arg(&products), arg(&scores)])
+}
+
+pub(super) fn share_scores(b: &Cuda, p: &ShareScoresParams, plan: Slice<Cuda>, scores: SliceMut<Cuda>) -> Result<()> {
+    let kernel = kernels::SHARE_SCORES.with(&[("BF16", &b.bf16())]);
+    let (plan, scores) = (address(&plan), address_mut(&scores));
+    let launch = Launch::new([p.len.div_ceil(256), p.rows / p.share, 1], 256);
+    b.launch(&kernel, "share_scores", launch, &[arg(p), arg(&plan), arg(&scores)])
 }
 
 pub(super) fn weigh_blocks(

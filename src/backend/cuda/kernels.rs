@@ -82,6 +82,12 @@ sources! {
     WEIGH_BLOCKS = "weigh_blocks" ["shared/mass"];
     /// `Backend::select_weighed_blocks`.
     SELECT_WEIGHED_BLOCKS = "select_weighed_blocks" ["shared/mass"];
+    /// `Backend::fold_rows`.
+    FOLD_ROWS = "fold_rows" [];
+    /// `Backend::weigh_antidiagonals`.
+    WEIGH_ANTIDIAGONALS = "weigh_antidiagonals" ["shared/mass"];
+    /// `Backend::share_scores`.
+    SHARE_SCORES = "share_scores" [];
     /// `Backend::build_index`.
     BUILD_INDEX = "build_index" [];
     /// The chosen columns' K and V in one piece.
@@ -153,7 +159,7 @@ pub mod shared_memory {
     pub fn attention_sm90a(head_dim: usize) -> usize {
         let slabs = head_dim.div_ceil(64);
         let stages = if slabs == 1 { 6 } else { 3 };
-        let records = (stages + 16) * 64 + 3 * 24 + 2 * 32 + 8 * 16;
+        let records = (stages + 16) * 64 + 3 * 24 + 8 + 8 * 16;
         2 * slabs * 8192 + 2 * stages * slabs * 16384 + records + (2 + 4 * stages + 2 * 16) * 8 + 1024
     }
 

@@ -12,7 +12,7 @@ use super::merge_attention::merge_bindings;
 use super::queue::fold;
 use super::tune::{Candidate, Subject, Trial, Walk, decoded, values};
 use super::{Traits, Wgpu};
-use crate::backend::params::{AttentionParams, ClipIndexParams, MergeAttentionParams};
+use crate::backend::params::{AttentionParams, ClipIndexParams, MergeAttentionParams, SKIP_NOTHING};
 use crate::backend::{IndexSlices, Slice, SliceMut};
 use crate::{DType, Error, Result};
 use std::ops::Range;
@@ -472,6 +472,7 @@ fn launch(b: &Wgpu, p: &AttentionParams, kernel: AttentionKernel, o: &Operands, 
             v_head_stride: p.v_head_stride,
             out_row_stride: p.out_row_stride,
             out_head_stride: p.out_head_stride,
+            skip_below: p.skip_below,
         };
         let k = strided(o.k, strides.k, kv_heads.clone(), keys.clone(), p.head_dim);
         let v = strided(o.v, strides.v, kv_heads, keys.clone(), p.head_dim);
@@ -605,6 +606,7 @@ fn trial(b: &Wgpu, head_dim: u32, walk: Walk, size: usize) -> Result<Box<dyn Tri
         out_row_stride: heads * head_dim,
         out_head_stride: head_dim,
         write_lse: 0,
+        skip_below: SKIP_NOTHING,
     };
     Ok(Box::new(AttentionTrial { p, buffers, dtype }))
 }

@@ -65,6 +65,8 @@ params! {
         out_row_stride: u32,
         /// Distance between heads of `out`.
         out_head_stride: u32,
+        /// See [`crate::backend::params::AttentionParams::skip_below`].
+        skip_below: f32,
     }
 
     /// The passes of `score_last_queries` that multiply, for some heads.

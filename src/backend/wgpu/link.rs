@@ -22,11 +22,11 @@ macro_rules! sources {
 const KERNELS: &[(&str, &str)] = sources!("shaders/":
     "add" "append_kv" "attention" "attention_coop" "attention_rows" "build_index_dense" "build_index_keep"
     "build_index_place" "build_index_rows" "cast" "clamp_columns" "clip_index_keep" "clip_index_rows" "coop_layout"
-    "count_by_mass" "decode_attention" "decode_attention_merge" "embed" "expand" "group_offsets"
+    "count_by_mass" "decode_attention" "decode_attention_merge" "embed" "expand" "fold_rows" "group_offsets"
     "matmul" "matmul_coop" "matmul_frags" "matvec" "merge_attention" "pack_kv" "pool_blocks" "rms_norm" "rope"
     "score_blocks" "score_last_queries_merge" "score_last_queries_rows" "score_last_queries_rows_coop"
     "score_last_queries_sums" "score_last_queries_sums_coop" "select_blocks" "select_top_k" "select_weighed_blocks"
-    "settle_heads" "silu_mul" "unpack_kv" "weigh_blocks");
+    "settle_heads" "share_scores" "silu_mul" "unpack_kv" "weigh_antidiagonals" "weigh_blocks");
 
 /// Fragments by stem: every file of `shaders/shared/`.
 const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":

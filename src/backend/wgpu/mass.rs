@@ -10,7 +10,7 @@ use crate::backend::params::{CountByMassParams, GroupOffsetsParams, HeadPlan, Se
 use crate::backend::{Slice, SliceMut};
 use crate::{Error, Result};
 
-fn by_mass(traits: &Traits, kernel: &'static str) -> Specialisation {
+pub(super) fn by_mass(traits: &Traits, kernel: &'static str) -> Specialisation {
     scanning(traits, kernel, 256).with("mass")
 }
 
@@ -24,6 +24,7 @@ fn settling(traits: &Traits) -> Specialisation {
         .constant("VERTICAL_SLASH", HeadPlan::VERTICAL_SLASH)
         .constant("BLOCK_SPARSE", HeadPlan::BLOCK_SPARSE)
         .constant("FLEX", HeadPlan::FLEX)
+        .constant("FIT", HeadPlan::FIT)
         .constant("HEAD_MASS", HeadPlan::HEAD_MASS)
 }
 

@@ -13,6 +13,7 @@
 //! bands, so that a 128 MiB limit gives the same results as 2 GiB.
 
 mod add;
+mod antidiagonals;
 mod append_kv;
 mod attention;
 mod attention_coop;
@@ -196,6 +197,7 @@ pub fn specialisations(traits: &Traits) -> Vec<Specialisation> {
     decode_attention::specialisations(traits, &mut list);
     embed::specialisations(traits, &mut list);
     mass::specialisations(traits, &mut list);
+    antidiagonals::specialisations(traits, &mut list);
     matmul::specialisations(traits, &mut list);
     merge_attention::specialisations(traits, &mut list);
     pack_kv::specialisations(traits, &mut list);
@@ -504,6 +506,24 @@ impl Backend for Wgpu {
         offset_count: SliceMut<Self>,
     ) -> Result<()> {
         mass::settle_heads(self, p, [budget, column_score, block_score], [plan, column_count, offset_count])
+    }
+
+    fn fold_rows(&self, p: &FoldRowsParams, x: Slice<Self>, out: SliceMut<Self>) -> Result<()> {
+        antidiagonals::fold_rows(self, p, x, out)
+    }
+
+    fn weigh_antidiagonals(
+        &self,
+        p: &WeighAntidiagonalsParams,
+        plan: Slice<Self>,
+        products: Slice<Self>,
+        scores: SliceMut<Self>,
+    ) -> Result<()> {
+        antidiagonals::weigh_antidiagonals(self, p, [plan, products], scores)
+    }
+
+    fn share_scores(&self, p: &ShareScoresParams, plan: Slice<Self>, scores: SliceMut<Self>) -> Result<()> {
+        antidiagonals::share_scores(self, p, plan, scores)
     }
 
     fn weigh_blocks(
