@@ -55,7 +55,7 @@ pub struct RunArgs {
     /// Tokens to generate; 0 pre-fills only.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_new_tokens: usize,
-    /// One pattern for all heads (`auto` is dense on short prompts and recall:0.9 on long ones), `config` with --patterns (without: the patterns that the checkpoint brings, else the
+    /// One pattern for all heads (`auto` is dense on short prompts and flex:0.95 on long ones), `config` with --patterns (without: the patterns that the checkpoint brings, else the
     /// official file of this model), or `config:FILE`.
     #[arg(long, value_name = "PATTERN", default_value = "auto")]
     pub attention: String,

@@ -355,12 +355,6 @@ impl Backend for Cuda {
         DENSE_ABOVE[usize::from(!self.limits.hopper || self.options.attention == AttentionKernel::Sm80)]
     }
 
-    /// Whole pre-fills of Qwen2.5-Coder-1.5B under `threshold:0.02` on an H100: 0.99 of dense's speed at 4096 tokens, 1.08 at
-    /// 8192, 1.23 at 16,384, 1.51 at 32,000. The fit of thresholds (`recall`) comes on top and was not timed yet.
-    fn sparse_from(&self) -> usize {
-        8192
-    }
-
     fn accepts_weight(&self, dtype: DType) -> bool {
         // The other 16-bit type becomes the activations' at load; f32 stays exact and is rounded on the way to cuBLASLt.
         dtype == self.options.activation || dtype == DType::F32 || dtype.is_quantized()
