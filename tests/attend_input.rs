@@ -6,7 +6,7 @@ use common::for_each_backend;
 use minference::attend::{AttendOptions, AttendReport, attend_file};
 use minference::pattern::{AttentionMode, HeadPattern, PatternConfig, Score};
 use minference::tensor::encode_f32;
-use minference::{DType, Error, Result};
+use minference::{DType, Result};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
@@ -284,7 +284,7 @@ fn results_are_written_whole_or_not_at_all() {
     let nowhere = files.path("no/such/folder/out");
     let result =
         attend_file(common::cpu(), &AttendOptions { output: Some(nowhere), ..options(input.clone(), "dense") });
-    assert!(matches!(result, Err(Error::Io { .. })));
+    assert_refused(result, &["no/such/folder"]);
     attend_file(common::cpu(), &AttendOptions { output: Some(files.path("out")), ..options(input, "dense") }).unwrap();
     let mut names: Vec<_> = std::fs::read_dir(files.0.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
     names.sort();

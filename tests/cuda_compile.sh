@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles every CUDA kernel for every architecture and runs some of them in an emulator, on a machine without a GPU.
 #
-#   tests/cuda_compile.sh
+#   tests/cuda_compile.sh [fetch]      (fetch: only brings NVRTC)
 #
 # NVRTC needs no driver, so the PyPI wheel is enough; it is unpacked into target/nvrtc once. The tests themselves print
 # `not run` where the library is missing: here that is a failure, because this script is what proves that they ran.
@@ -15,6 +15,7 @@ library() { find "$folder" -name 'libnvrtc.so.*' -print -quit 2>/dev/null; }
 if [ -z "$(library)" ]; then
     python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$folder" "$wheel"
 fi
+[ "${1:-}" != fetch ] || exit 0
 lib=$(dirname "$(library)")
 export LD_LIBRARY_PATH="$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 

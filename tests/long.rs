@@ -34,6 +34,11 @@ fn cases() -> Vec<(usize, [HeadPattern; HEADS])> {
 }
 
 for_each_backend!(long_inputs, |b| {
+    // The scores of blocks, f32 [H, row blocks, key blocks], lie in one binding: 3 MiB here at least, for the least real limit
+    // is 128 MiB, and the suite's small one (640 KiB) is made for its short shapes.
+    if b.info().max_binding_bytes < 3 << 20 {
+        return;
+    }
     for (n, patterns) in cases() {
         // One KV head for three query heads; rounded, so that every backend computes on what f64 is given.
         let mut heads = common::heads(HEADS, 1, n, D, 17);
