@@ -19,15 +19,16 @@ fi
 lib=$(dirname "$(library)")
 export LD_LIBRARY_PATH="$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
+# `--quiet` prints a dot for each test before a line of the tests' own.
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 cargo test --quiet --features cuda --test cuda_compile --test cuda_emulate -- --nocapture 2>&1 | tee "$log"
 
-if grep -q '^not run' "$log"; then
+if grep -q '^\.*not run' "$log"; then
     echo "a CUDA test did not run, see above" >&2
     exit 1
 fi
-compiled=$(sed -n 's/^\([0-9]*\) kernels compiled$/\1/p' "$log")
+compiled=$(sed -n 's/^\.*\([0-9][0-9]*\) kernels compiled$/\1/p' "$log")
 if [ "${compiled:-0}" -lt 1 ]; then
     echo "no kernel was compiled" >&2
     exit 1
