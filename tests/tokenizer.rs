@@ -291,6 +291,17 @@ fn stream_gives_whole_characters() {
     assert_eq!(stream.finish().unwrap(), "\u{fffd}");
 }
 
+/// The second token ends one character and starts another, and no token ends with one.
+#[test]
+fn characters_that_end_inside_tokens_stream() {
+    let tokenizer = &TOKENIZERS[0];
+    let ids = [126, 528, 222, 94];
+    let mut stream = tokenizer.stream();
+    let mut shown: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+    shown.extend(stream.finish());
+    assert_eq!(collapse(&shown), collapse(&tokenizer.decode(&ids)));
+}
+
 /// Runs of U+FFFD, of which a lossy decoder may write one or more for the same bytes, as one.
 fn collapse(text: &str) -> String {
     let mut out = String::new();
