@@ -142,31 +142,6 @@ mod recorded_steps_are_the_single_ones {
         assert!(traced == single);
     }
 
-    /// Tokens a second of an 8B model's shape, so many layers of it: `MINFERENCE_DECODE_LAYERS=32` takes 17 GB.
-    #[test]
-    #[ignore = "a measurement"]
-    fn of_an_8b_model_cuda() {
-        let layers = std::env::var("MINFERENCE_DECODE_LAYERS").map_or(8, |n| n.parse().unwrap());
-        for dtype in [DType::BF16, DType::Q4K] {
-            let mut rates = [0., 0.];
-            for graphs in [false, true] {
-                let mut config = minference::model::presets::config("llama-3-8b-262k").unwrap();
-                config.n_layers = layers;
-                let b = Cuda::new(0, CudaOptions { graphs, ..CudaOptions::default() }).unwrap();
-                let model = Model::random("8b", config, dtype, 1);
-                let mut engine = Engine::new(b, model, EngineOptions::default()).unwrap();
-                let dense = AttentionMode::Uniform(HeadPattern::Dense);
-                engine.prefill(&[1; 4096], &dense, &mut |_| ()).unwrap();
-                (0..8).for_each(|id| drop(engine.decode(id).unwrap()));
-                let start = std::time::Instant::now();
-                (0..64).for_each(|id| drop(engine.decode(id).unwrap()));
-                rates[usize::from(graphs)] = 64. / start.elapsed().as_secs_f64();
-            }
-            let [before, after] = rates;
-            println!("decode, {layers} layers of 8B in {dtype}: {before:.1} tokens/s by launches, {after:.1} by graph");
-        }
-    }
-
     /// A caller's default stream cannot be captured: steps run by themselves, with the same logits.
     #[test]
     fn on_a_default_stream_cuda() {

@@ -5,14 +5,17 @@ use crate::open;
 use crate::timing::{Rng, gbps, row, tflops, time};
 use minference::attention::attend_with;
 use minference::backend::Backend;
-use minference::backend::cuda::Cuda;
+use minference::backend::cuda::{Cuda, CudaOptions};
 use minference::backend::params::HeadPlan;
+use minference::engine::{Engine, EngineOptions};
 use minference::estimate::AttentionOptions;
+use minference::model::{Model, presets};
 use minference::ops::{self, HeadBand, MatmulInto, Rope};
-use minference::pattern::HeadPattern;
+use minference::pattern::{AttentionMode, HeadPattern};
 use minference::tensor::Tensor;
 use minference::weights::random_blocks;
 use minference::{DType, Result, estimate};
+use std::time::Instant;
 
 const HIDDEN: usize = 4096;
 const FFN: usize = 14336;
@@ -199,6 +202,26 @@ pub fn decode() -> Result<()> {
             ops::decode_attention(&b, &shape, layer.q.view(), layer.k.view(), layer.v.view(), out.view_mut())
         })?;
         row(&format!("decode_attention, {n}"), t, gbps((2 * KV_HEADS * n * DIM * 2) as f64, t));
+    }
+    Ok(())
+}
+
+/// Tokens a second of decoding, eight layers of an 8B model behind 4096 tokens: by launches, and by a recorded graph.
+pub fn tokens() -> Result<()> {
+    const STEPS: u32 = 64;
+    for dtype in [DType::BF16, DType::Q4K] {
+        for (how, graphs) in [("launches", false), ("a graph", true)] {
+            let mut config = presets::config("llama-3-8b-262k")?;
+            config.n_layers = 8;
+            let b = Cuda::new(0, CudaOptions { graphs, ..CudaOptions::default() })?;
+            let mut engine = Engine::new(b, Model::random("8b", config, dtype, 1), EngineOptions::default())?;
+            engine.prefill(&[1; 4096], &AttentionMode::Uniform(HeadPattern::Dense), &mut |_| ())?;
+            (0..8).try_for_each(|id| engine.decode(id).map(drop))?;
+            let start = Instant::now();
+            (0..STEPS).try_for_each(|id| engine.decode(id).map(drop))?;
+            let rate = f64::from(STEPS) / start.elapsed().as_secs_f64();
+            println!("decode, 8 layers of 8B in {dtype}, by {how}: {rate:.1} tokens/s");
+        }
     }
     Ok(())
 }

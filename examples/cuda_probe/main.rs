@@ -80,6 +80,7 @@ fn sections() -> Vec<Section> {
     add("products".into(), 60, Box::new(|_| layer::products()));
     add("rows".into(), 60, Box::new(|_| layer::rows()));
     add("decode".into(), 60, Box::new(|_| layer::decode()));
+    add("tokens".into(), 60, Box::new(|_| layer::tokens()));
     all
 }
 

@@ -36,7 +36,7 @@ const FRAGMENTS: &[(&str, &str)] = sources!("shaders/shared/":
     "last_tile_dot" "last_tile_keys" "mass" "matmul_out" "matmul_out4_scalar" "matmul_out4_vec4" "out_f16" "out_f32"
     "packed" "packed_q4_0" "packed_q4_k" "packed_q6_k" "packed_q8_0" "packed_words" "radix_select" "reduce_subgroup"
     "reduce_workgroup" "rows16_subgroup" "rows16_workgroup" "scan_subgroup" "scan_workgroup" "stage_scalar"
-    "stage_vec4" "stage_words" "team_subgroup" "team_workgroup" "tile_order" "unpack_early" "unpack_late"
+    "stage_vec4" "stage_words" "team_subgroup" "team_workgroup" "tile_order" "unpack"
     "unpack_none" "weight8_vec4" "weight8_wide" "weight8_words" "weight_bf16" "weight_f16_packed"
     "weight_f16_packed_vec4" "weight_scalar" "weight_vec4");
 

@@ -52,18 +52,6 @@ pub(super) struct Tile {
     block_k: u32,
     stages: u32,
     units: Units,
-    unpack: Unpack,
-}
-
-/// When packed weights are unpacked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unpack {
-    /// They are not packed.
-    Never,
-    /// As they come from memory.
-    Early,
-    /// When they go to workgroup memory.
-    Late,
 }
 
 /// How `matmul_coop` takes 8 elements of an operand from memory to workgroup memory.
@@ -80,7 +68,7 @@ enum Units {
 }
 
 macro_rules! tiles {
-    ($unpack:ident $($name:literal: $matrix:literal, $fragments:expr, $subgroups:expr, $k:literal, $stages:literal, $units:ident;)*) => {
+    ($($name:literal: $matrix:literal, $fragments:expr, $subgroups:expr, $k:literal, $stages:literal, $units:ident;)*) => {
         &[$(Tile {
             name: $name,
             matrix: $matrix,
@@ -89,14 +77,12 @@ macro_rules! tiles {
             block_k: $k,
             stages: $stages,
             units: Units::$units,
-            unpack: Unpack::$unpack,
         }),*]
     };
 }
 
 /// Shapes to choose from. The first of a matrix size that a device can hold is its default for large products.
 const TILES: &[Tile] = tiles! {
-    Never
     // name: matrix size, fragments, subgroups, inner length, stages, units
     // 4096 x 14336 x 4096 on an H100: 290, 289, 274, 268, 264 and, of those without SPIR-V of our own, 163 TFLOP/s; the rest 57 to
     // 193. Frags with a longer step or two stages: 128x256x64x1 284, 128x256x32x2 263, 128x128x64x1 221, 128x128x32x2 168.
@@ -142,10 +128,10 @@ const TILES: &[Tile] = tiles! {
     "64x64x16x2u": 8, [4, 4], [2, 2], 16, 2, Words;
 };
 
-/// The same for packed weights, unpacked as they come ...
-const EARLY_TILES: &[Tile] = tiles! {
-    Early
-    // 4096 x 14336 x 4096 in Q4_0 on an H100: 194, 179, 165, 118; late 172 and 137 TFLOP/s.
+/// The same for packed weights, which are unpacked as they come.
+const PACKED_TILES: &[Tile] = tiles! {
+    // 4096 x 14336 x 4096 in Q4_0 on an H100: 194, 179, 165, 118 TFLOP/s; the first two unpacked on the way to
+    // workgroup memory instead: 137, 172.
     "256x128x32x1ue": 16, [4, 4], [4, 2], 32, 1, Words;
     "128x128x32x1ue": 16, [4, 4], [2, 2], 32, 1, Words;
     "128x256x32x1ue": 16, [4, 4], [2, 4], 32, 1, Words;
@@ -155,13 +141,6 @@ const EARLY_TILES: &[Tile] = tiles! {
     "64x64x16x2e": 8, [4, 4], [2, 2], 16, 2, Vectors;
     "64x64x32x1e": 8, [4, 4], [2, 2], 32, 1, Vectors;
     "64x64x16x2ue": 8, [4, 4], [2, 2], 16, 2, Words;
-};
-
-/// ... and late.
-const LATE_TILES: &[Tile] = tiles! {
-    Late
-    "128x128x32x1ul": 16, [4, 4], [2, 2], 32, 1, Words;
-    "256x128x32x1ul": 16, [4, 4], [4, 2], 32, 1, Words;
 };
 
 impl Tile {
@@ -200,12 +179,12 @@ impl Tile {
     /// The tiles that a device can run with matrices of a type.
     pub(super) fn all(traits: &Traits, weights: DType) -> impl Iterator<Item = &'static Tile> + use<> {
         let traits = *traits;
-        let [first, second]: [&[Tile]; 2] = match weights {
-            DType::F16 => [TILES, &[]],
-            _ if weights.is_quantized() => [EARLY_TILES, LATE_TILES],
-            _ => [&[], &[]],
+        let tiles: &[Tile] = match weights {
+            DType::F16 => TILES,
+            _ if weights.is_quantized() => PACKED_TILES,
+            _ => &[],
         };
-        first.iter().chain(second).filter(move |tile| tile.fits(&traits))
+        tiles.iter().filter(move |tile| tile.fits(&traits))
     }
 }
 
@@ -276,8 +255,7 @@ impl Operands {
         };
         let kernel = match kernel.clone().packed(self.w) {
             Some(kernel) => {
-                let unpack = if tile.unpack == Unpack::Late { "unpack_late" } else { "unpack_early" };
-                kernel.with(unpack).with(if tile.units == Units::Words { "eight_words" } else { "eight_f16" })
+                kernel.with("unpack").with(if tile.units == Units::Words { "eight_words" } else { "eight_f16" })
             }
             None => match tile.units {
                 Units::Vectors => kernel.read("Weight", DType::F16, 4).with("weight8_vec4"),

@@ -1,4 +1,5 @@
-// Eight packed weights on their way to workgroup memory: unpacked as they come, which keeps four registers.
+// Eight packed weights on their way to workgroup memory: unpacked as they come, which keeps four registers: unpacked only
+// when they are put there they were slower (see the tiles of `matmul.rs`).
 alias Fetched = Eight;
 
 fn fetch_w8(i: u32) -> Fetched {
