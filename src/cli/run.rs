@@ -448,31 +448,34 @@ fn look(
     });
     let text = match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("html")) {
         false => report.to_string(),
-        true => {
-            let model = console::escape(model);
-            let mut out = format!(
-                "<!doctype html><meta charset=utf-8><title>{model}</title><style>body{{font:13px sans-serif;margin:1.5em}}\
-                 table{{border-collapse:collapse}}td,th{{padding:2px 6px;text-align:right;border:1px solid #ddd}}</style>\
-                 <h1>{model}</h1><p>{} tokens, density {:.3}. A cell is a head: density, and below it the attention mass \
-                 that it keeps; red is less than 0.9. Point at it for its pattern.</p><table>\n",
-                prefill.tokens, prefill.density
-            );
-            for (layer, insight) in layers.iter().enumerate() {
-                out += &format!("<tr><th>{layer}");
-                for (head, recall) in prefill.heads[layer].iter().zip(&insight.recall) {
-                    let blue = 255.0 - 130.0 * head.density;
-                    let red = if *recall < 0.9 { "color:#b00" } else { "" };
-                    out += &format!(
-                        "<td title=\"{}\" style=\"background:rgb({blue:.0},{blue:.0},255);{red}\">{:.3}<br>{recall:.3}",
-                        head.pattern, head.density
-                    );
-                }
-                out += &format!("<td>last rows {:.1e}</tr>\n", insight.last_rows_error);
-            }
-            out + "</table>\n"
-        }
+        true => report_page(prefill, insight, model),
     };
     files::write(path, text.as_bytes())
+}
+
+/// `--report` as HTML: a table of layers x heads.
+fn report_page(prefill: &Prefill, insight: &Insight, model: &str) -> String {
+    let model = console::escape(model);
+    let mut out = format!(
+        "<!doctype html><meta charset=utf-8><title>{model}</title><style>body{{font:13px sans-serif;margin:1.5em}}\
+         table{{border-collapse:collapse}}td,th{{padding:2px 6px;text-align:right;border:1px solid #ddd}}</style>\
+         <h1>{model}</h1><p>{} tokens, density {:.3}. A cell is a head: density, and below it the attention mass \
+         that it keeps; red is less than 0.9. Point at it for its pattern.</p><table>\n",
+        prefill.tokens, prefill.density
+    );
+    for (layer, insight) in insight.layers.iter().enumerate() {
+        out += &format!("<tr><th>{layer}");
+        for (head, recall) in prefill.heads[layer].iter().zip(&insight.recall) {
+            let blue = 255.0 - 130.0 * head.density;
+            let red = if *recall < 0.9 { "color:#b00" } else { "" };
+            out += &format!(
+                "<td title=\"{}\" style=\"background:rgb({blue:.0},{blue:.0},255);{red}\">{:.3}<br>{recall:.3}",
+                head.pattern, head.density
+            );
+        }
+        out += &format!("<td>last rows {:.1e}</tr>\n", insight.last_rows_error);
+    }
+    out + "</table>\n"
 }
 
 /// Pre-fills with a progress bar and, maybe, a watcher.
