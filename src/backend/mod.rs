@@ -384,7 +384,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// The blocks of a band that the head's rule keeps, as bits: block_mask u32 `[n_heads, row_blocks, ceil(key_blocks /
-    /// 32)]`. The first block, those that hold the row block's queries and the `b` nearest are always in. `mass` is that
+    /// 32)]`. The first block, those that hold the row block's queries and the nearest are always in, and every block of row
+    /// blocks that hold one of the last queries ([`HeadPlan::nearest_and_last`]). `mass` is that
     /// of [`Backend::weigh_blocks`] over all bands. Only the band's rows of block-sparse heads under a rule other than
     /// `TOP_K` are written.
     fn select_weighed_blocks(

@@ -73,6 +73,9 @@ pub enum HeadPattern {
     Threshold {
         /// Above 0, at most 1.
         alpha: f32,
+        /// A row block that holds one of so many last queries of a call is dense (FlashPrefill V2 has 8 blocks so): at most
+        /// 65,535.
+        n_last: usize,
     },
     /// [`Self::Threshold`] with each head's own threshold: the largest, of at most `alpha`, whose blocks hold `floor` of the
     /// last 64 queries' attention. A head for which that is nearly all blocks is dense.
@@ -81,6 +84,8 @@ pub enum HeadPattern {
         floor: f32,
         /// The largest threshold.
         alpha: f32,
+        /// As [`Self::Threshold`]'s.
+        n_last: usize,
     },
     /// For each block of 64 queries the heaviest key blocks that hold a part of its attention, as the antidiagonals of each
     /// block say, `stride` keys apart (XAttention); see [`crate::estimate`] for what of the published method this is.
@@ -97,7 +102,7 @@ pub enum HeadPattern {
 
 /// The patterns of the command line, as `--attention` and `--pattern` take them.
 pub const GRAMMAR: &str = "dense | a_shape:N_INIT:N_LOCAL | tri_shape:N_INIT:N_LOCAL:N_LAST | vertical_slash:V:S | \
-    block_sparse:TOP_K | flex:GAMMA[:TAU] | threshold:ALPHA | recall:FLOOR[:ALPHA] | xattention:STRIDE:THRESHOLD | \
+    block_sparse:TOP_K | flex:GAMMA[:TAU] | threshold:ALPHA[:N_LAST] | recall:FLOOR[:ALPHA[:N_LAST]] | xattention:STRIDE:THRESHOLD | \
     auto";
 
 impl HeadPattern {
@@ -135,6 +140,10 @@ impl HeadPattern {
     /// This pattern, if its arguments make sense. A window without leading keys (`n_init` 0) does; anything else that
     /// is 0, or above [`Self::MAX_ARGUMENT`], does not.
     pub fn checked(self) -> Result<Self> {
+        let last = |n_last: usize| match n_last {
+            0..=0xffff => Ok(()),
+            _ => Err(Error::invalid(format!("{self}: n_last: expected at most 65535, got {n_last}"))),
+        };
         let count = |what: &str, value: usize, least: usize| match (least..=Self::MAX_ARGUMENT).contains(&value) {
             true => Ok(()),
             false => {
@@ -174,10 +183,14 @@ impl HeadPattern {
                     return Err(Error::invalid(what));
                 }
             }
-            Self::Threshold { alpha } => part("alpha", alpha)?,
-            Self::Recall { floor, alpha } => {
+            Self::Threshold { alpha, n_last } => {
+                part("alpha", alpha)?;
+                last(n_last)?;
+            }
+            Self::Recall { floor, alpha, n_last } => {
                 part("floor", floor)?;
                 part("alpha", alpha)?;
+                last(n_last)?;
             }
             Self::XAttention { stride, threshold } => {
                 if !matches!(stride, 4 | 8 | 16 | 32 | 64) {
@@ -212,9 +225,11 @@ impl std::fmt::Display for HeadPattern {
             Self::TriShape { n_init, n_local, n_last } => write!(f, "tri_shape:{n_init}:{n_local}:{n_last}"),
             Self::Flex { gamma, tau, .. } if *tau == Self::FLEX_TAU => write!(f, "flex:{gamma}"),
             Self::Flex { gamma, tau, .. } => write!(f, "flex:{gamma}:{tau}"),
-            Self::Threshold { alpha } => write!(f, "threshold:{alpha}"),
-            Self::Recall { floor, alpha } if *alpha == Self::RECALL_ALPHA => write!(f, "recall:{floor}"),
-            Self::Recall { floor, alpha } => write!(f, "recall:{floor}:{alpha}"),
+            Self::Threshold { alpha, n_last: 0 } => write!(f, "threshold:{alpha}"),
+            Self::Threshold { alpha, n_last } => write!(f, "threshold:{alpha}:{n_last}"),
+            Self::Recall { floor, alpha, n_last: 0 } if *alpha == Self::RECALL_ALPHA => write!(f, "recall:{floor}"),
+            Self::Recall { floor, alpha, n_last: 0 } => write!(f, "recall:{floor}:{alpha}"),
+            Self::Recall { floor, alpha, n_last } => write!(f, "recall:{floor}:{alpha}:{n_last}"),
             Self::XAttention { stride, threshold } => write!(f, "xattention:{stride}:{threshold}"),
         }
     }
@@ -252,24 +267,17 @@ impl FromStr for HeadPattern {
                 let gamma = fraction_of(text, "flex:GAMMA[:TAU]", gamma)?;
                 Ok(Self::Flex { gamma, tau, budget: Self::FLEX_BUDGET })
             }),
-            "threshold" => match *arguments.as_slice() {
-                [alpha] => fraction_of(text, "threshold:ALPHA", alpha).map(|alpha| Self::Threshold { alpha }),
-                _ => {
-                    let got = arguments.len();
-                    Err(Error::invalid(format!("pattern {text:?}: expected threshold:ALPHA, got {got} arguments")))
-                }
-            },
-            "recall" => match *arguments.as_slice() {
-                [floor] => Ok((floor, Self::RECALL_ALPHA)),
-                [floor, alpha] => fraction_of(text, "recall:FLOOR[:ALPHA]", alpha).map(|alpha| (floor, alpha)),
-                _ => {
-                    let got = arguments.len();
-                    Err(Error::invalid(format!("pattern {text:?}: expected recall:FLOOR[:ALPHA], got {got} arguments")))
-                }
+            "threshold" => {
+                let form = "threshold:ALPHA[:N_LAST]";
+                let ([alpha], n_last) = fractions_and_count(text, form, &arguments)?;
+                Ok(Self::Threshold { alpha: alpha.unwrap_or_default(), n_last })
             }
-            .and_then(|(floor, alpha)| {
-                fraction_of(text, "recall:FLOOR[:ALPHA]", floor).map(|floor| Self::Recall { floor, alpha })
-            }),
+            "recall" => {
+                let form = "recall:FLOOR[:ALPHA[:N_LAST]]";
+                let ([floor, alpha], n_last) = fractions_and_count(text, form, &arguments)?;
+                let alpha = alpha.unwrap_or(Self::RECALL_ALPHA);
+                Ok(Self::Recall { floor: floor.unwrap_or_default(), alpha, n_last })
+            }
             "xattention" => match *arguments.as_slice() {
                 [stride, threshold] => {
                     let form = "xattention:STRIDE:THRESHOLD";
@@ -295,6 +303,27 @@ fn fraction_of(text: &str, form: &str, argument: &str) -> Result<f32> {
     argument.parse().ok().filter(|_| digits).ok_or_else(|| {
         Error::invalid(format!("pattern {text:?}: expected {form}, got {argument:?} where a number belongs"))
     })
+}
+
+/// The first of at most `N` decimal fractions, the others where they are given, and behind them a count, 0 where it is not.
+fn fractions_and_count<const N: usize>(
+    text: &str,
+    form: &str,
+    arguments: &[&str],
+) -> Result<([Option<f32>; N], usize)> {
+    if arguments.is_empty() || arguments.len() > N + 1 {
+        let got = arguments.len();
+        return Err(Error::invalid(format!("pattern {text:?}: expected {form}, got {got} arguments")));
+    }
+    let mut fractions = [None; N];
+    for (fraction, argument) in fractions.iter_mut().zip(arguments) {
+        *fraction = Some(fraction_of(text, form, argument)?);
+    }
+    let count = match arguments.get(N) {
+        Some(count) => arguments_of(text, form, vec![*count]).map(|[count]| count)?,
+        None => 0,
+    };
+    Ok((fractions, count))
 }
 
 /// Exactly `N` decimal numbers.
