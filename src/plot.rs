@@ -184,6 +184,14 @@ pub fn save_curves(path: &Path, curves: &Curves) -> Result<()> {
 }
 
 /// A scene in the format that the path's ending names.
+/// That a picture can be written there, to be asked before long work.
+pub fn check_place(path: &Path) -> Result<()> {
+    match path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase().as_str() {
+        "png" | "svg" => crate::files::check_place(path),
+        other => Err(Error::invalid(format!("plot {}: expected .png or .svg, found {other:?}", path.display()))),
+    }
+}
+
 fn write_scene(path: &Path, scene: &Scene) -> Result<()> {
     let format = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
     let failed = |what: String| Error::invalid(format!("plot {}: {what}", path.display()));

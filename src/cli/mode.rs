@@ -70,7 +70,10 @@ impl BudgetArgs {
 /// Reads one PATTERN for all heads (also behind `skip_softmax:FACTOR+` and `share_groups+`), `config` with `--patterns FILE`, or `config:FILE`. `config` alone takes the patterns
 /// of the model ([`Model::patterns`]), where there are some.
 pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<&Model>) -> Result<AttentionMode> {
-    if let Some((number, over)) = text.strip_prefix("skip_softmax:").and_then(|rest| rest.split_once('+')) {
+    if let Some(rest) = text.strip_prefix("skip_softmax:") {
+        let (number, over) = rest.split_once('+').ok_or_else(|| {
+            Error::invalid(format!("pattern {text:?}: expected skip_softmax:FACTOR+PATTERN, found no `+`"))
+        })?;
         let skip_softmax = factor(number).map_err(|e| Error::invalid(format!("skip_softmax: {e}")))?;
         return Ok(ExtraArgs { skip_softmax, share_groups: false }.apply(attention_mode(over, patterns, model)?));
     }

@@ -76,8 +76,10 @@ struct Partial {
 /// Runs the subcommand.
 pub fn search(args: &SearchArgs, console: &Console) -> Result<()> {
     for (name, value, most) in [("--budget", args.budget, 1.0), ("--recall", args.recall, 0.9999)] {
-        if !(value >= 0.0 && value <= most) || (name == "--budget" && value == 0.0) {
-            return Err(Error::invalid(format!("{name}: expected a part from 0 to {most}, found {value}")));
+        let least = if name == "--budget" { f64::MIN_POSITIVE } else { 0.0 };
+        if !(least..=most).contains(&value) {
+            let from = if least > 0.0 { "above 0 and at most" } else { "from 0 to" };
+            return Err(Error::invalid(format!("{name}: expected a part {from} {most}, found {value}")));
         }
     }
     let extension = |path: &Path| path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
@@ -254,7 +256,7 @@ impl DeviceTask for SearchTask<'_> {
 /// What an earlier run of the same search left.
 fn resume(path: &Path, key: &str, prompts: usize) -> Result<Partial> {
     let fresh = || Partial { key: key.to_owned(), prompts: vec![BTreeMap::new(); prompts] };
-    let Ok(text) = std::fs::read(path) else { return Ok(fresh()) };
+    let Some(text) = files::read_if_there(path)? else { return Ok(fresh()) };
     let found: Partial = serde_json::from_slice(&text)
         .map_err(|e| Error::file(path, format!("expected what an earlier search left, or nothing: {e}")))?;
     match found.key == key && found.prompts.len() == prompts {

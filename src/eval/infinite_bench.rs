@@ -17,7 +17,7 @@ use crate::backend::Backend;
 use crate::engine::{Engine, Progress};
 use crate::pattern::AttentionMode;
 use crate::text::Text;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use made::{code_run, key_in_noise, kv, math_calc, math_find};
 use record::draft_of;
 use serde_json::Value;
@@ -150,7 +150,7 @@ pub fn without_middle(ids: Vec<u32>, room: usize) -> Vec<u32> {
 }
 
 fn lines(path: &Path, most: usize) -> Result<Vec<Value>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = files::utf8(path, files::read(path)?)?;
     let line = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| Error::file(path, format!("line {}: {e}", i + 1)))
     };
