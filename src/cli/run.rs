@@ -139,7 +139,7 @@ pub fn open_model(name: &str) -> Result<Model> {
 }
 
 /// Most tokens of an answer: more than any model has positions for.
-const MOST_NEW_TOKENS: usize = 1 << 24;
+const MOST_NEW_TOKENS: usize = 1 << 31;
 
 fn new_tokens(text: &str) -> std::result::Result<usize, String> {
     let number = text.parse().ok().filter(|n| *n <= MOST_NEW_TOKENS);
