@@ -67,6 +67,17 @@ impl What {
             Self::Latency => "latency",
         }
     }
+
+    /// As pictures call it.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Needle => "Needle in a haystack",
+            Self::Ruler => "RULER",
+            Self::InfiniteBench => "InfiniteBench",
+            Self::Perplexity => "Perplexity",
+            Self::Latency => "Latency",
+        }
+    }
 }
 
 /// Arguments of `minference eval`.

@@ -1,7 +1,7 @@
 //! `--attention` and `--pattern` as an [`AttentionMode`].
 
 use crate::model::Model;
-use crate::pattern::{AttentionMode, Extras, HeadPattern, PatternConfig};
+use crate::pattern::{AttentionMode, Extras, GRAMMAR, HeadPattern, PatternConfig};
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -87,13 +87,23 @@ pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<&Model>
             return Err(Error::invalid(format!("--patterns goes with `config`, found the pattern {text:?}")));
         }
         None if text.starts_with("triangle_mix") => return triangle_mix(text, model),
-        None => return Ok(AttentionMode::Uniform(text.parse()?)),
+        None => return Ok(AttentionMode::Uniform(one_pattern(text)?)),
     };
     match (file, model) {
         (Some(file), _) => Ok(AttentionMode::Config(PatternConfig::read(file)?)),
         (None, Some(model)) => Ok(AttentionMode::Config(model.patterns()?.1)),
         (None, None) => Err(Error::invalid("pattern `config` needs --patterns FILE (or write config:FILE)")),
     }
+}
+
+/// A pattern of all heads; where there is none of the name, the error says what else there is beside patterns.
+fn one_pattern(text: &str) -> Result<HeadPattern> {
+    text.parse().map_err(|e| match e {
+        Error::Invalid(what) if what.ends_with(GRAMMAR) => {
+            Error::invalid(format!("{what} | triangle_mix:START_LAYER[+MODE] | config | config:FILE"))
+        }
+        other => other,
+    })
 }
 
 /// `triangle_mix:START_LAYER`, alone or with `+` and the mode of the layers below.
@@ -129,6 +139,7 @@ mod tests {
         assert_eq!(mix("skip_softmax:0+flex:0.9"), "flex:0.9");
         assert_eq!(mix("share_groups+skip_softmax:9+flex:0.9"), "skip_softmax:9+share_groups+flex:0.9");
         assert!(error("skip_softmax:-1+dense", None).contains("from 0 on"));
+        assert!(error("densest", None).ends_with("config | config:FILE"));
         assert!(error("dense", Some(path.as_path())).contains("\"dense\""));
         assert!(error("config", None).contains("--patterns"));
         let needle = crate::embedded::needle().unwrap();

@@ -437,6 +437,9 @@ fn tell(args: &RunArgs, console: &Console, mode: &AttentionMode, read: &Prefill,
     console.note(&format!(
         "prefill: {tokens} tokens in {seconds:.2} s, {per_second:.0} tokens/s, attention {name}, density {density:.3}"
     ));
+    if answer.ids.is_empty() && answer.stop == StopReason::EndOfText {
+        console.note("the model ended its answer before the first token");
+    }
     if args.is_latency_only() {
         console.note("random weights or tokens: times mean something, the answer does not");
     }
@@ -462,14 +465,12 @@ fn ask<B: Backend>(
     let mut answers = Vec::new();
     for (question, ids) in args.question.iter().zip(questions) {
         engine.truncate(context);
+        console.note(&format!("question: {}", question.trim()));
         let read = prefill(engine, ids, mode, console)?;
-        let answer = engine.generate(&read.logits, sampler, args.max_new_tokens, &mut |_| ())?;
+        let answer = stream_answer(engine, &read.logits, sampler, args.max_new_tokens, console)?;
         let words = text.tokenizer.decode(&answer.ids);
-        if !console.json {
-            console.print(&format!("{}\n", words.trim_end_matches('\n')));
-        }
         let (tokens, seconds) = (read.tokens, read.seconds);
-        console.note(&format!("question: {tokens} tokens behind {context} in {seconds:.2} s"));
+        console.note(&format!("{tokens} tokens behind {context} in {seconds:.2} s"));
         answers.push(json!({
             "question": question, "prompt_tokens": tokens, "prefill_s": seconds, "density": read.density,
             "decode_s": answer.seconds, "generated_ids": answer.ids, "generated_text": words,

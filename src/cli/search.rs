@@ -10,6 +10,7 @@ use crate::fnv::fnv;
 use crate::model::{KvPlace, Model};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::search::{Choice, LayerRecord, MAP_SIDE, Objective, Search, SearchOptions, choose, config};
+use crate::splitmix::SplitMix64;
 use crate::{Error, Result, files};
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -129,15 +130,8 @@ fn prompts(args: &SearchArgs, model: &Model) -> Result<Vec<(String, Vec<u32>)>> 
 /// A JSON object of random keys and values of so many tokens with its instruction, and a question for one of the values:
 /// the task that the official search calibrates on, in a form of our own.
 fn keys_and_values(length: usize, encode: impl Fn(&str) -> Result<Vec<u32>>) -> Result<Vec<u32>> {
-    let mut state = 7u64;
-    let mut word = || {
-        // SplitMix64: the same list everywhere.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        format!("{:016x}", x ^ (x >> 31))
-    };
+    let mut rng = SplitMix64::new(7);
+    let mut word = || format!("{:016x}", rng.bits());
     let head = encode("Below is a list of keys and their values.\n")?;
     let (mut body, mut keys) = (Vec::new(), Vec::new());
     let mut tail = encode(&format!("\nWhat is the value of key {}? Value:", word()))?;

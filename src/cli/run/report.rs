@@ -21,7 +21,7 @@ pub(super) fn look(
     let Some(path) = &args.report else { return Ok(()) };
     let text = match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("html")) {
         false => report_json(prefill, insight, [model, attention]).to_string(),
-        true => report_page(prefill, insight, model),
+        true => report_page(prefill, insight, [model, attention]),
     };
     files::write(path, text.as_bytes())
 }
@@ -60,13 +60,15 @@ fn report_json(prefill: &Prefill, insight: &Insight, [model, attention]: [&str; 
 }
 
 /// `--report` as HTML: a table of layers x heads.
-fn report_page(prefill: &Prefill, insight: &Insight, model: &str) -> String {
-    let model = console::escape(model);
+fn report_page(prefill: &Prefill, insight: &Insight, [model, attention]: [&str; 2]) -> String {
+    let (model, attention) = (console::escape(model), console::escape(attention));
+    let heads: String = (0..prefill.heads.first().map_or(0, Vec::len)).map(|head| format!("<th>{head}")).collect();
     let mut out = format!(
         "<!doctype html><meta charset=utf-8><title>{model}</title><style>body{{font:13px sans-serif;margin:1.5em}}\
          table{{border-collapse:collapse}}td,th{{padding:2px 6px;text-align:right;border:1px solid #ddd}}</style>\
-         <h1>{model}</h1><p>{} tokens, density {:.3}. A cell is a head: density, and below it the attention mass \
-         that it keeps; red is less than 0.9. Point at it for its pattern.</p><table>\n",
+         <h1>{model}, {attention}</h1><p>{} tokens, density {:.3}. A cell is a head: density, and below it the attention \
+         mass that it keeps, red where that is less than 0.9. Point at it for its pattern. Behind each layer: how far its \
+         last rows are from dense attention on the same input, relative.</p>\n<table><tr><th>layer{heads}<th>last rows</tr>\n",
         prefill.tokens, prefill.density
     );
     for (layer, insight) in insight.layers.iter().enumerate() {
@@ -79,7 +81,7 @@ fn report_page(prefill: &Prefill, insight: &Insight, model: &str) -> String {
                 head.pattern, head.density
             );
         }
-        out += &format!("<td>last rows {:.1e}</tr>\n", insight.last_rows_error);
+        out += &format!("<td>{:.1e}</tr>\n", insight.last_rows_error);
     }
     out + "</table>\n"
 }
