@@ -212,4 +212,5 @@ fn a_search_goes_on_only_from_its_own_part() {
     std::fs::remove_file(&partial).unwrap();
     json_of(&[&args[..], &["--json"]].concat());
     assert!(output.exists() && !partial.exists());
+    refused(&[&args[..args.len() - 1], &[text(&partial)]].concat(), &["p.partial", "expected another ending"]);
 }

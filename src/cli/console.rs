@@ -11,13 +11,13 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Console {
     /// One JSON object on stdout and nothing else.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     pub json: bool,
     /// No progress and no notes on stderr.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
     pub quiet: bool,
     /// More notes on stderr: what was chosen and why.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Output")]
     pub verbose: bool,
 }
 

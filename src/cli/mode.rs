@@ -5,6 +5,27 @@ use crate::pattern::{AttentionMode, Extras, GRAMMAR, HeadPattern, PatternConfig}
 use crate::{Error, Result};
 use std::path::Path;
 
+/// The patterns as the help lists them.
+const PATTERNS: &str = "\
+Patterns:
+  dense                            every earlier token
+  a_shape:N_INIT:N_LOCAL           the first N_INIT tokens and the last N_LOCAL
+  tri_shape:N_INIT:N_LOCAL:N_LAST  a_shape, and every token for the last N_LAST queries
+  vertical_slash:V:S               the V best columns and S best diagonals
+  block_sparse:TOP_K               the TOP_K best blocks of 64 keys for each block of 64 queries
+  flex:GAMMA[:TAU]                 columns and diagonals, or blocks, until they hold GAMMA of the attention
+  threshold:ALPHA                  blocks that weigh ALPHA times the heaviest of their row
+  recall:FLOOR[:ALPHA]             the same with a threshold for each head, so that it keeps FLOOR of the attention
+  xattention:STRIDE:THRESHOLD      blocks by their antidiagonals, until they hold THRESHOLD of the attention
+  triangle_mix:START_LAYER[+MODE]  tri_shape from a layer on, below it MODE (dense)
+  config, config:FILE              each head's own, of --patterns or FILE
+  auto                             dense on short prompts, flex:0.95 on long ones";
+
+/// What stands behind the options of commands that take patterns.
+pub fn with_patterns(examples: &str) -> String {
+    format!("{PATTERNS}\n\n{examples}")
+}
+
 /// `--min-budget` and `--max-budget`.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct BudgetArgs {
@@ -119,6 +140,11 @@ fn triangle_mix(text: &str, model: Option<&Model>) -> Result<AttentionMode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_lists_every_pattern() {
+        assert!(GRAMMAR.split(" | ").all(|form| PATTERNS.contains(&format!("\n  {form} "))), "{PATTERNS}");
+    }
 
     #[test]
     fn patterns_and_files_are_told_apart() {

@@ -73,7 +73,7 @@ pub struct RunArgs {
     /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub chunk: usize,
-    /// Where keys and values stay: device, or none (pre-fill only).
+    /// Where keys and values stay: device, host (each layer's are brought when it runs), or none (pre-fill only).
     #[arg(long, value_name = "PLACE", default_value = "device")]
     pub kv: KvPlace,
     /// How keys and values are stored: f16 (as activations are), or q8_0, about half of that.
