@@ -548,7 +548,7 @@ impl<B: Backend> Engine<B> {
         match self.options.capacity {
             _ if made >= tokens => made,
             0 if self.options.kv == KvPlace::None => tokens,
-            0 => (tokens + self.options.answer_room).min(self.config().max_positions.max(tokens)),
+            0 => tokens.saturating_add(self.options.answer_room).min(self.config().max_positions.max(tokens)),
             capacity => capacity,
         }
     }

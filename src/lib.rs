@@ -92,6 +92,7 @@ pub mod pattern;
 pub mod plot;
 pub mod sample;
 pub mod search;
+pub(crate) mod splitmix;
 pub mod tensor;
 mod tensor_file;
 pub mod text;

@@ -4,7 +4,7 @@ use crate::backend::params::BLOCK;
 use crate::index::HostIndex;
 use crate::{Error, Result};
 use kuva::backend::{raster::RasterBackend, svg::SvgBackend};
-use kuva::plot::{ColorMap, Heatmap, LinePlot};
+use kuva::plot::{ColorMap, Heatmap, LinePlot, ScatterPlot};
 use kuva::render::{
     figure::Figure,
     layout::Layout,
@@ -162,25 +162,56 @@ pub fn save_curves(path: &Path, curves: &Curves) -> Result<()> {
     if lines.is_empty() {
         return Err(Error::invalid(format!("plot {}: expected lines with points, found none", path.display())));
     }
-    let plots: Vec<Plot> = lines
-        .into_iter()
-        .zip(LINES.iter().cycle())
-        .map(|((name, points), colour)| {
-            Plot::Line(LinePlot::new().with_data(points).with_color(*colour).with_stroke_width(2.0).with_legend(name))
-        })
-        .collect();
-    let thousands = |x: f64| if x >= 1000.0 { format!("{:.0}K", x / 1000.0) } else { format!("{x:.0}") };
+    // Lengths double from one to the next, so the axis is that of their binary logarithms, with whole ones at its ends.
+    let lengths = || lines.iter().flat_map(|(_, points)| points).map(|(x, _)| x.log2());
+    let (first, last) = (lengths().fold(f64::INFINITY, f64::min).floor(), lengths().fold(0.0, f64::max).ceil());
+    let (first, last) = if first < last { (first, last) } else { (first - 1.0, last + 1.0) };
+    let plots: Vec<Plot> =
+        lines.iter().zip(LINES.iter().cycle()).flat_map(|(line, colour)| line_plots(line, colour)).collect();
     let mut layout = Layout::auto_from_plots(&plots)
         .with_title(&curves.title)
         .with_title_size(TITLE)
         .with_x_label(&curves.x_label)
         .with_y_label(&curves.y_label)
-        .with_x_tick_format(TickFormat::Custom(Arc::new(thousands)))
-        .with_log_x();
+        .with_x_axis_min(first)
+        .with_x_axis_max(last)
+        .with_x_tick_step(((last - first) / 12.0).ceil())
+        .with_x_tick_format(TickFormat::Custom(Arc::new(|x| tokens(x.exp2()))));
     if curves.log_y {
-        layout = layout.with_log_y();
+        layout = layout.with_log_y().with_y_tick_format(TickFormat::Custom(Arc::new(decimal)));
     }
     write_scene(path, &render_multiple(plots, layout))
+}
+
+/// A line over the binary logarithm of its lengths, and a dot at each of its points: one alone would not be seen.
+fn line_plots((name, points): &(&String, Vec<(f64, f64)>), colour: &str) -> [Plot; 2] {
+    let points: Vec<(f64, f64)> = points.iter().map(|(x, y)| (x.log2(), *y)).collect();
+    let dots = ScatterPlot::new().with_data(points.clone()).with_color(colour).with_size(3.5);
+    let line = LinePlot::new().with_data(points).with_color(colour).with_stroke_width(2.0).with_legend(name.as_str());
+    [Plot::Line(line), Plot::Scatter(dots)]
+}
+
+/// A number of tokens on an axis: 512, 4K, 1M.
+fn tokens(x: f64) -> String {
+    match x.round() as u64 {
+        n if n >= 1 << 20 => format!("{}M", n >> 20),
+        n if n >= 1 << 10 => format!("{}K", n >> 10),
+        n => n.to_string(),
+    }
+}
+
+/// A number as people write it: 0.05 and not 5e-2.
+fn decimal(x: f64) -> String {
+    let text = format!("{x:.5}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// That a picture can be written there, to be asked before long work.
+pub fn check_place(path: &Path) -> Result<()> {
+    match path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase().as_str() {
+        "png" | "svg" => crate::files::check_place(path),
+        other => Err(Error::invalid(format!("plot {}: expected .png or .svg, found {other:?}", path.display()))),
+    }
 }
 
 /// A scene in the format that the path's ending names.
@@ -433,7 +464,8 @@ mod tests {
         let curves = Curves { title, x_label, y_label, lines, log_y: true };
         save_curves(&svg, &curves).unwrap();
         let text = std::fs::read_to_string(&svg).unwrap();
-        assert!(text.contains("dense") && text.contains("100K") && text.contains("seconds"), "{text}");
+        assert!(text.contains("dense") && text.contains("64K") && text.contains("seconds"), "{text}");
+        assert!(text.contains(">0.1<") || text.contains(">10<"), "plain numbers: {text}");
         assert!(!text.contains("nothing"), "a line without a point that the axis holds");
         assert!(save_curves(&dir.path().join("a.gif"), &curves).is_err());
         assert!(save_curves(&svg, &Curves { lines: Vec::new(), ..curves }).is_err());

@@ -1,5 +1,6 @@
 //! Choosing the next token from logits.
 
+use crate::splitmix::SplitMix64;
 use crate::{Error, Result};
 
 /// How a token is chosen.
@@ -25,7 +26,7 @@ impl Default for SamplerOptions {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     options: SamplerOptions,
-    state: u64,
+    rng: SplitMix64,
 }
 
 impl Sampler {
@@ -38,12 +39,12 @@ impl Sampler {
         if !(top_p > 0.0 && top_p <= 1.0) {
             return Err(Error::invalid(format!("top_p: expected a number above 0 and at most 1, found {top_p}")));
         }
-        Ok(Self { options, state: options.seed })
+        Ok(Self { options, rng: SplitMix64::new(options.seed) })
     }
 
     /// Always the largest logit.
     pub fn greedy() -> Self {
-        Self { options: SamplerOptions::default(), state: 0 }
+        Self { options: SamplerOptions::default(), rng: SplitMix64::new(0) }
     }
 
     /// The next token for logits f32 `[vocab]`.
@@ -75,7 +76,7 @@ impl Sampler {
             before < f64::from(self.options.top_p) * total
         };
         let weights: Vec<f64> = weights.iter().take_while(within).copied().collect();
-        let mut left = self.uniform() * weights.iter().sum::<f64>();
+        let mut left = self.rng.uniform() * weights.iter().sum::<f64>();
         for (id, w) in order.iter().zip(&weights) {
             left -= w;
             if left < 0.0 {
@@ -84,14 +85,6 @@ impl Sampler {
         }
         // Rounding can leave a trace of the sum: it belongs to the last one kept.
         Ok(order[weights.len() - 1])
-    }
-
-    /// From 0 up to 1, 53 bits, by splitmix64: any seed is a good one, and a draw is one multiplication chain.
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

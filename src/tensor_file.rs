@@ -52,7 +52,7 @@ impl TensorFile {
     /// Reads and checks the header: lengths, offsets and shapes agree with each other and with the file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io(path, e);
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = crate::files::open(path)?;
         let file_bytes = file.metadata().map_err(io)?.len();
         let mut length = [0; 8];
         if file_bytes < 8 {

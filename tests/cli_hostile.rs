@@ -89,6 +89,62 @@ fn numbers_beyond_reason_are_refused_at_once() {
         refused(&[&eval[..], &[flag, "99999999"]].concat(), &[flag, "1 to 100000", "99999999"]);
     }
     refused(&[&RUN[..], &["--prompt", "It was", "--question", " "]].concat(), &["--question", "expected some text"]);
+    for many in ["18446744073709551615", "2147483649"] {
+        let args = [&RUN[..], &["--prompt", "It was", "--max-new-tokens", many]].concat();
+        refused(&args, &["--max-new-tokens", "0 to 2147483648", many]);
+    }
+    let heads = ["bench", "attention", "--device", "cpu", "--lengths", "4096", "--heads", "4294967296"];
+    refused(&heads, &["out of memory", "4294967296 heads"]);
+    let scaled = [&RUN[..], &["--prompt", "It was", "--rope-scaling", "yarn:1e300"]].concat();
+    refused(&scaled, &["expected a factor from 1 to 4096"]);
+}
+
+/// A flag that would be left out in silence is an answer to another question.
+#[test]
+fn flags_that_have_nothing_to_work_on_are_refused() {
+    for flag in [&["--kv-out", "x.kv"][..], &["--logits-out", "x.st"], &["--report", "x.json"], &["--verify"]] {
+        let args = [&RUN[..], &["--kv-in", "x.kv", "--question", "Who?"], flag].concat();
+        refused(&args, &["are of a prompt"]);
+    }
+    let none = [&RUN[..], &["--prompt", "It was", "--kv", "none", "--max-new-tokens", "1"]].concat();
+    refused(&[&none[..], &["--kv-out", "x.kv"]].concat(), &["--kv none"]);
+    let latency = ["eval", "latency", "--model", "needle", "--device", "cpu", "--lengths", "64", "--tasks", "code"];
+    refused(&latency, &["--tasks", "latency has none", "code"]);
+    refused(
+        &[&RUN[..], &["--prompt", "It", "--attention", "skip_softmax:9"]].concat(),
+        &["skip_softmax:FACTOR+PATTERN"],
+    );
+}
+
+/// Logits beside questions are written, and a link that a result goes to stays one.
+#[cfg(unix)]
+#[test]
+fn results_beside_questions_go_where_links_lead() {
+    let dir = tempfile::tempdir().unwrap();
+    let [link, file] = ["link", "logits.safetensors"].map(|name| dir.path().join(name));
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    std::fs::write(&file, "").unwrap();
+    let more = ["--prompt", "It was", "--question", " late and", "--max-new-tokens", "1", "--logits-out", text(&link)];
+    json_of(&[&RUN[..], &more, &["--json"]].concat());
+    assert!(link.is_symlink() && std::fs::metadata(&file).unwrap().len() > 4 * 4096);
+}
+
+/// To open a pipe would wait for a writer that may never come.
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_are_no_tensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe.gguf");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for place in [text(&pipe), "/dev/zero"] {
+        let says = ["expected a file, found a pipe or a device"];
+        refused(&["run", "--model", place, "--device", "cpu", "--prompt", "x", "-q"], &says);
+        refused(&["attend", "--input", place, "--pattern", "dense", "--device", "cpu", "-q"], &says);
+        refused(&[&RUN[..], &["--prompt", "x", "--kv-in", place]].concat(), &says);
+        let eval = ["eval", "needle", "--model", "needle", "--device", "cpu", "--lengths", "512", "--out", place];
+        refused(&eval, &says);
+    }
+    refused(&[&RUN[..], &["--attention", "config:/dev/zero", "--prompt", "x"]].concat(), &["expected at most"]);
 }
 
 #[test]
@@ -156,4 +212,5 @@ fn a_search_goes_on_only_from_its_own_part() {
     std::fs::remove_file(&partial).unwrap();
     json_of(&[&args[..], &["--json"]].concat());
     assert!(output.exists() && !partial.exists());
+    refused(&[&args[..args.len() - 1], &[text(&partial)]].concat(), &["p.partial", "expected another ending"]);
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Modules of `src/`, from what is used to what uses; those on one line may not use each other.
 const ORDER: &[&[&str]] = &[
     &["dtype", "error"],
-    &["files", "fnv"],
+    &["files", "fnv", "splitmix"],
     &["tensor_file"],
     &["tensor_file"],
     // Leaves that know only bytes and text. `backend` dequantises matrices through `weights`.

@@ -72,6 +72,14 @@ impl<B: Backend> Clone for Slice<'_, B> {
 }
 impl<B: Backend> Copy for Slice<'_, B> {}
 
+impl<B: Backend> Slice<'_, B> {
+    /// Without its first elements.
+    pub fn skip(self, elements: usize) -> Self {
+        let skipped = self.dtype.bytes(elements);
+        Self { byte_offset: self.byte_offset + skipped, byte_len: self.byte_len - skipped, ..self }
+    }
+}
+
 /// A part of a buffer to write.
 pub struct SliceMut<'a, B: Backend> {
     /// The buffer.
@@ -85,6 +93,12 @@ pub struct SliceMut<'a, B: Backend> {
 }
 
 impl<B: Backend> SliceMut<'_, B> {
+    /// Without its first elements.
+    pub fn skip(self, elements: usize) -> Self {
+        let skipped = self.dtype.bytes(elements);
+        Self { byte_offset: self.byte_offset + skipped, byte_len: self.byte_len - skipped, ..self }
+    }
+
     /// The same part for a shorter time.
     pub fn reborrow(&mut self) -> SliceMut<'_, B> {
         SliceMut {
@@ -339,7 +353,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// budget `[n_heads]` of [`HeadBudget`], column_score f32 `[n_heads, kv_len]`, block_score f32 `[n_heads, key_blocks]`
     /// (means of the scoring queries against means of key blocks, -inf for future ones); plan `[n_heads]`, column_count
-    /// and offset_count u32 `[n_heads]` in place. Only flex heads are read and written.
+    /// and offset_count u32 `[n_heads]` in place. Only flex and recall heads are read and written.
     #[allow(clippy::too_many_arguments, reason = "three inputs and three results")]
     fn settle_heads(
         &self,

@@ -3,6 +3,7 @@
 use super::{Inputs, Row, Sets, Spread, bands, go_on};
 use crate::attend::{Layer, Source};
 use crate::backend::Backend;
+use crate::backend::cpu::available_memory;
 use crate::pattern::{Extras, HeadPattern};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -69,6 +70,7 @@ pub fn attention<B: Backend>(b: &B, bench: &AttentionBench, each: &mut dyn FnMut
                     let most = HeadPattern::MAX_ARGUMENT;
                     return Err(Error::invalid(format!("length: expected 1 to {most} tokens, found {len}")));
                 }
+                check_memory(*heads, *kv_heads, *head_dim, len)?;
                 let inputs = Inputs::structured(*heads, *kv_heads, *head_dim, len);
                 let [q, k, v] = inputs.upload(b)?;
                 let layer = Layer { shape: inputs.shape, extras: Extras::NONE, q, k, v };
@@ -78,6 +80,19 @@ pub fn attention<B: Backend>(b: &B, bench: &AttentionBench, each: &mut dyn FnMut
         }
     }
     Ok(rows)
+}
+
+/// Refuses made inputs, f16 `[len, heads + 2 kv_heads, head_dim]`, that do not fit this machine's memory.
+fn check_memory(heads: usize, kv_heads: usize, head_dim: usize, len: usize) -> Result<()> {
+    let rows = heads.checked_add(2 * kv_heads).and_then(|heads| heads.checked_mul(head_dim * 2));
+    let bytes = rows.and_then(|bytes| bytes.checked_mul(len)).unwrap_or(usize::MAX) as u64;
+    match available_memory() {
+        Some(free) if bytes > free => {
+            let what = format!("q, k and v of {heads} heads on {kv_heads} take {bytes} bytes, {free} are free");
+            Err(Error::OutOfMemory(what))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn one_length<B: Backend>(

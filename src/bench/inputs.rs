@@ -3,6 +3,7 @@
 
 use crate::backend::Backend;
 use crate::ops::AttentionShape;
+use crate::splitmix::{STEP, SplitMix64, mix};
 use crate::tensor::Tensor;
 use crate::{DType, Result};
 use half::f16;
@@ -11,15 +12,7 @@ use std::collections::BTreeSet;
 
 /// SplitMix64 of a counter: the same values in any order.
 pub fn hash(seed: u64, i: u64) -> u64 {
-    mix((seed.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ i).wrapping_add(GOLDEN))
-}
-
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-fn mix(z: u64) -> u64 {
-    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
+    mix((seed.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ i).wrapping_add(STEP))
 }
 
 /// Value `i` of a seed, roughly normal: the sum of four even ones.
@@ -43,11 +36,8 @@ pub fn normals(n: usize, seed: u64) -> Vec<f16> {
 /// offsets next to the diagonal and the rest in bands of 32 to 256 at random places. Exactly `columns` and `offsets` of
 /// them, but never more than `n`.
 pub fn bands(n: usize, columns: usize, offsets: usize, head: usize) -> (Vec<u32>, Vec<u32>) {
-    let mut state = 1_000_003 + head as u64;
-    let mut next = |below: usize| {
-        state = state.wrapping_add(GOLDEN);
-        (mix(state) % below as u64) as usize
-    };
+    let mut rng = SplitMix64::new(1_000_003 + head as u64);
+    let mut next = |below: usize| (rng.bits() % below as u64) as usize;
     let (columns, offsets) = (columns.min(n), offsets.min(n));
     let mut vertical: BTreeSet<usize> = (0..columns.min(30)).collect();
     while vertical.len() < columns {
@@ -209,9 +199,7 @@ mod tests {
         assert_eq!(columns[..31].iter().filter(|&&c| c < 30).count(), 30);
         assert_eq!(offsets[..150], (0..150).collect::<Vec<u32>>());
         assert!(columns.is_sorted() && offsets.is_sorted() && offsets[299] < 8192);
-        let mut state: u64 = 1_000_005;
-        state = state.wrapping_add(GOLDEN);
-        assert!(columns.contains(&((mix(state) % 8192) as u32)));
+        assert!(columns.contains(&((mix(STEP + 1_000_005) % 8192) as u32)));
         assert_eq!(bands(64, 1000, 6096, 0), ((0..64).collect(), (0..64).collect()));
     }
 

@@ -6,7 +6,7 @@
 mod python;
 
 use crate::weights::Gguf;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value as Jinja, context};
@@ -222,11 +222,7 @@ fn templates_of(path: &Path, json: &Value) -> Result<Option<BTreeMap<String, Str
 
 /// A file's text; `None` where there is no such file.
 fn read(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(path, e)),
-    }
+    files::read_if_there(path)?.map(|bytes| files::utf8(path, bytes)).transpose()
 }
 
 fn parse_json(path: &Path, text: &str) -> Result<Value> {

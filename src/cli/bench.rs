@@ -2,7 +2,7 @@
 
 use super::console::{self, Console, table};
 use super::device::{DeviceArgs, DeviceChoice, DeviceTask, DtypeChoice, WgpuArgs, with_device};
-use super::mode::{ExtraArgs, attention_mode};
+use super::mode::{ExtraArgs, attention_mode, with_patterns};
 use super::random::RandomArgs;
 use super::run::open_model;
 use crate::backend::Backend;
@@ -31,10 +31,10 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
     /// Attention of one layer: estimation, index and kernel, by pattern and length.
-    #[command(after_help = EXAMPLES)]
+    #[command(after_help = with_patterns(EXAMPLES))]
     Attention(AttentionArgs),
     /// Whole pre-fills of a model, by attention and length.
-    #[command(after_help = EXAMPLES)]
+    #[command(after_help = with_patterns(EXAMPLES))]
     Prefill(Box<PrefillArgs>),
 }
 

@@ -11,13 +11,13 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Console {
     /// One JSON object on stdout and nothing else.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     pub json: bool,
     /// No progress and no notes on stderr.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
     pub quiet: bool,
     /// More notes on stderr: what was chosen and why.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Output")]
     pub verbose: bool,
 }
 
@@ -118,7 +118,7 @@ pub fn check_interrupt() -> Result<()> {
     }
 }
 
-/// Columns of text, the first left-aligned and the others right-aligned, with a rule under the head.
+/// Columns of text with a rule under the head: the first and those without a head left-aligned, the others right-aligned.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width =
         |c: usize| rows.iter().map(|r| r[c].chars().count()).chain([head[c].chars().count()]).max().unwrap_or(0);
@@ -127,7 +127,11 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         let mut out = String::new();
         for (c, cell) in cells.enumerate() {
             let pad = " ".repeat(widths[c].saturating_sub(cell.chars().count()));
-            out += &if c == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}") };
+            let gap = if c == 0 { "" } else { "  " };
+            out += &match c == 0 || head[c].is_empty() {
+                true => format!("{gap}{cell}{pad}"),
+                false => format!("{gap}{pad}{cell}"),
+            };
         }
         out.trim_end().to_string() + "\n"
     };

@@ -91,6 +91,7 @@ fn expected(found: &str) -> String {
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
     /// auto, cpu, wgpu, wgpu:N, cuda or cuda:N (`minference devices` lists them).
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
@@ -106,6 +107,7 @@ pub struct DeviceArgs {
 
 /// What wgpu devices can be told.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Device")]
 pub struct WgpuArgs {
     /// Forces a wgpu kernel tier: auto, plain, subgroup, coop8 or coop16.
     #[cfg(feature = "wgpu")]

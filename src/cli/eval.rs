@@ -19,7 +19,7 @@ use crate::eval::ruler::{self, Ruler};
 use crate::eval::runner::{Column, Header, Journal, Skip, Suite, check_prompts, run};
 use crate::model::{KvPlace, Model};
 use crate::pattern::{AttentionMode, HeadPattern};
-use crate::{Error, Result, files};
+use crate::{Error, Result, files, plot};
 use clap::{Args, ValueEnum};
 use results::Report;
 use serde_json::{Value, json};
@@ -65,6 +65,17 @@ impl What {
             Self::InfiniteBench => "infinitebench",
             Self::Perplexity => "perplexity",
             Self::Latency => "latency",
+        }
+    }
+
+    /// As pictures call it.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Needle => "Needle in a haystack",
+            Self::Ruler => "RULER",
+            Self::InfiniteBench => "InfiniteBench",
+            Self::Perplexity => "Perplexity",
+            Self::Latency => "Latency",
         }
     }
 }
@@ -151,13 +162,10 @@ pub fn eval(args: &EvalArgs, console: &Console) -> Result<()> {
             return Err(Error::invalid(format!("{name}: expected 1 to {MOST}, found {value}")));
         }
     }
-    for path in [&args.out, &args.plot].into_iter().flatten() {
-        files::check_place(path)?;
-    }
-    if let Some(path) = &args.plot
-        && !matches!(path.extension().and_then(|e| e.to_str()), Some("png" | "svg"))
-    {
-        return Err(Error::invalid(format!("--plot {}: expected .png or .svg", path.display())));
+    args.out.as_deref().map_or(Ok(()), files::check_place)?;
+    args.plot.as_deref().map_or(Ok(()), plot::check_place)?;
+    if !args.tasks.is_empty() && matches!(args.what, What::Perplexity | What::Latency) {
+        return Err(Error::invalid(format!("--tasks: {} has none, found {}", args.what.name(), args.tasks.join(","))));
     }
     let mut model = open_model(&args.model)?;
     if let Some(scaling) = &args.rope_scaling {

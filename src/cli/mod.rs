@@ -53,19 +53,19 @@ enum Command {
     #[command(after_help = "Example:\n  minference doctor")]
     Doctor,
     /// Pre-fills a prompt and answers it.
-    #[command(after_help = run::EXAMPLES)]
+    #[command(after_help = mode::with_patterns(run::EXAMPLES))]
     Run(Box<run::RunArgs>),
     /// One attention layer on q, k and v from a file.
-    #[command(after_help = attend::EXAMPLES)]
+    #[command(after_help = mode::with_patterns(attend::EXAMPLES))]
     Attend(Box<attend::AttendArgs>),
     /// Finds each head's pattern and budget offline, and writes a pattern file.
     #[command(after_help = search::EXAMPLES)]
     Search(search::SearchArgs),
     /// The paper's evaluations: needle, RULER, InfiniteBench, perplexity, latency; dense beside each mode.
-    #[command(after_help = eval::EXAMPLES)]
+    #[command(after_help = mode::with_patterns(eval::EXAMPLES))]
     Eval(Box<eval::EvalArgs>),
     /// Times attention and whole pre-fills.
-    #[command(after_help = bench::EXAMPLES)]
+    #[command(after_help = mode::with_patterns(bench::EXAMPLES))]
     Bench(Box<bench::BenchArgs>),
     /// Files of head patterns.
     #[command(after_help = patterns::EXAMPLES)]

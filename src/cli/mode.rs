@@ -1,9 +1,30 @@
 //! `--attention` and `--pattern` as an [`AttentionMode`].
 
 use crate::model::Model;
-use crate::pattern::{AttentionMode, Extras, HeadPattern, PatternConfig};
+use crate::pattern::{AttentionMode, Extras, GRAMMAR, HeadPattern, PatternConfig};
 use crate::{Error, Result};
 use std::path::Path;
+
+/// The patterns as the help lists them.
+const PATTERNS: &str = "\
+Patterns:
+  dense                            every earlier token
+  a_shape:N_INIT:N_LOCAL           the first N_INIT tokens and the last N_LOCAL
+  tri_shape:N_INIT:N_LOCAL:N_LAST  a_shape, and every token for the last N_LAST queries
+  vertical_slash:V:S               the V best columns and S best diagonals
+  block_sparse:TOP_K               the TOP_K best blocks of 64 keys for each block of 64 queries
+  flex:GAMMA[:TAU]                 columns and diagonals, or blocks, until they hold GAMMA of the attention
+  threshold:ALPHA                  blocks that weigh ALPHA times the heaviest of their row
+  recall:FLOOR[:ALPHA]             the same with a threshold for each head, so that it keeps FLOOR of the attention
+  xattention:STRIDE:THRESHOLD      blocks by their antidiagonals, until they hold THRESHOLD of the attention
+  triangle_mix:START_LAYER[+MODE]  tri_shape from a layer on, below it MODE (dense)
+  config, config:FILE              each head's own, of --patterns or FILE
+  auto                             dense on short prompts, flex:0.95 on long ones";
+
+/// What stands behind the options of commands that take patterns.
+pub fn with_patterns(examples: &str) -> String {
+    format!("{PATTERNS}\n\n{examples}")
+}
 
 /// `--min-budget` and `--max-budget`.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -70,7 +91,10 @@ impl BudgetArgs {
 /// Reads one PATTERN for all heads (also behind `skip_softmax:FACTOR+` and `share_groups+`), `config` with `--patterns FILE`, or `config:FILE`. `config` alone takes the patterns
 /// of the model ([`Model::patterns`]), where there are some.
 pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<&Model>) -> Result<AttentionMode> {
-    if let Some((number, over)) = text.strip_prefix("skip_softmax:").and_then(|rest| rest.split_once('+')) {
+    if let Some(rest) = text.strip_prefix("skip_softmax:") {
+        let (number, over) = rest.split_once('+').ok_or_else(|| {
+            Error::invalid(format!("pattern {text:?}: expected skip_softmax:FACTOR+PATTERN, found no `+`"))
+        })?;
         let skip_softmax = factor(number).map_err(|e| Error::invalid(format!("skip_softmax: {e}")))?;
         return Ok(ExtraArgs { skip_softmax, share_groups: false }.apply(attention_mode(over, patterns, model)?));
     }
@@ -84,13 +108,23 @@ pub fn attention_mode(text: &str, patterns: Option<&Path>, model: Option<&Model>
             return Err(Error::invalid(format!("--patterns goes with `config`, found the pattern {text:?}")));
         }
         None if text.starts_with("triangle_mix") => return triangle_mix(text, model),
-        None => return Ok(AttentionMode::Uniform(text.parse()?)),
+        None => return Ok(AttentionMode::Uniform(one_pattern(text)?)),
     };
     match (file, model) {
         (Some(file), _) => Ok(AttentionMode::Config(PatternConfig::read(file)?)),
         (None, Some(model)) => Ok(AttentionMode::Config(model.patterns()?.1)),
         (None, None) => Err(Error::invalid("pattern `config` needs --patterns FILE (or write config:FILE)")),
     }
+}
+
+/// A pattern of all heads; where there is none of the name, the error says what else there is beside patterns.
+fn one_pattern(text: &str) -> Result<HeadPattern> {
+    text.parse().map_err(|e| match e {
+        Error::Invalid(what) if what.ends_with(GRAMMAR) => {
+            Error::invalid(format!("{what} | triangle_mix:START_LAYER[+MODE] | config | config:FILE"))
+        }
+        other => other,
+    })
 }
 
 /// `triangle_mix:START_LAYER`, alone or with `+` and the mode of the layers below.
@@ -106,6 +140,11 @@ fn triangle_mix(text: &str, model: Option<&Model>) -> Result<AttentionMode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_lists_every_pattern() {
+        assert!(GRAMMAR.split(" | ").all(|form| PATTERNS.contains(&format!("\n  {form} "))), "{PATTERNS}");
+    }
 
     #[test]
     fn patterns_and_files_are_told_apart() {
@@ -126,6 +165,7 @@ mod tests {
         assert_eq!(mix("skip_softmax:0+flex:0.9"), "flex:0.9");
         assert_eq!(mix("share_groups+skip_softmax:9+flex:0.9"), "skip_softmax:9+share_groups+flex:0.9");
         assert!(error("skip_softmax:-1+dense", None).contains("from 0 on"));
+        assert!(error("densest", None).ends_with("config | config:FILE"));
         assert!(error("dense", Some(path.as_path())).contains("\"dense\""));
         assert!(error("config", None).contains("--patterns"));
         let needle = crate::embedded::needle().unwrap();

@@ -78,6 +78,7 @@ impl DeviceTask for PlotTask<'_> {
 }
 
 fn plot(args: &PlotArgs, console: &Console) -> Result<()> {
+    plot::check_place(&args.output)?;
     let options = AttendOptions {
         input: args.input.clone(),
         mode: attention_mode(&args.pattern, None, None)?,

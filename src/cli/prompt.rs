@@ -1,29 +1,20 @@
 //! Prompts from files: text, or token ids.
 
-use crate::{Error, Result};
-use std::io::Read;
+use crate::{Error, Result, files};
 use std::path::Path;
 
 /// The text of a file, or of standard input for `-`.
 pub fn read_prompt(path: &Path) -> Result<String> {
-    let bytes = if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-        bytes
-    } else {
-        std::fs::read(path).map_err(|e| Error::io(path, e))?
+    let bytes = match path == Path::new("-") {
+        true => files::read_from(path, std::io::stdin(), files::MOST)?,
+        false => files::read(path)?,
     };
-    String::from_utf8(bytes).map_err(|e| {
-        Error::file(
-            path,
-            format!("prompt: expected UTF-8 text, found something else at byte {}", e.utf8_error().valid_up_to()),
-        )
-    })
+    files::utf8(path, bytes)
 }
 
 /// A JSON list of ids below the vocabulary's size.
 pub fn read_ids(path: &Path, vocab: usize) -> Result<Vec<u32>> {
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let text = files::read(path)?;
     let list: Vec<serde_json::Value> = serde_json::from_slice(&text)
         .map_err(|e| Error::file(path, format!("expected a JSON list of token ids: {e}")))?;
     if list.is_empty() {

@@ -2,6 +2,7 @@
 
 use crate::model::{Model, presets};
 use crate::pattern::AttentionMode;
+use crate::splitmix::SplitMix64;
 use crate::{DType, Error, Result};
 use std::path::Path;
 
@@ -74,15 +75,8 @@ impl RandomArgs {
 
 /// Token ids drawn evenly from a vocabulary, the same for the same seed.
 pub fn random_ids(tokens: usize, vocab: usize, seed: u64) -> Vec<u32> {
-    // splitmix64
-    let mut state = seed;
-    let mut draw = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    };
-    (0..tokens).map(|_| ((u128::from(draw()) * vocab as u128) >> 64) as u32).collect()
+    let mut rng = SplitMix64::new(seed);
+    (0..tokens).map(|_| ((u128::from(rng.bits()) * vocab as u128) >> 64) as u32).collect()
 }
 
 #[cfg(test)]

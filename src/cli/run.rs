@@ -1,5 +1,7 @@
 //! `minference run`: a prompt in, an answer out.
 
+mod report;
+
 use super::console::{self, Console};
 use super::device::{DeviceArgs, DeviceTask, with_device};
 use super::mode::{BudgetArgs, ExtraArgs, attention_mode};
@@ -7,7 +9,7 @@ use super::prompt::{read_ids, read_prompt};
 use super::random::{RandomArgs, random_ids};
 use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
-use crate::engine::{Engine, EngineOptions, HeadStats, Prefill, StopReason};
+use crate::engine::{Answer, Engine, EngineOptions, Prefill, StopReason};
 use crate::insight::Insight;
 use crate::model::{KvPlace, KvType, Model};
 use crate::pattern::AttentionMode;
@@ -15,7 +17,7 @@ use crate::sample::{self, Sampler, SamplerOptions};
 use crate::tensor_file::{TensorOut, write_tensors};
 use crate::{Error, Result, files};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 pub(super) const EXAMPLES: &str = "\
@@ -53,7 +55,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub chat: bool,
     /// Tokens to generate; 0 pre-fills only.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = new_tokens)]
     pub max_new_tokens: usize,
     /// One pattern for all heads (`auto` is dense on short prompts and flex:0.95 on long ones), `config` with --patterns (without: the patterns that the checkpoint brings, else the
     /// official file of this model), or `config:FILE`.
@@ -71,7 +73,7 @@ pub struct RunArgs {
     /// Pre-fills in chunks of so many tokens, a multiple of 64; 0 takes the prompt whole.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub chunk: usize,
-    /// Where keys and values stay: device, or none (pre-fill only).
+    /// Where keys and values stay: device, host (each layer's are brought when it runs), or none (pre-fill only).
     #[arg(long, value_name = "PLACE", default_value = "device")]
     pub kv: KvPlace,
     /// How keys and values are stored: f16 (as activations are), or q8_0, about half of that.
@@ -136,6 +138,60 @@ pub fn open_model(name: &str) -> Result<Model> {
     Model::open(path)
 }
 
+/// Most tokens of an answer: more than any model has positions for.
+const MOST_NEW_TOKENS: usize = 1 << 31;
+
+fn new_tokens(text: &str) -> std::result::Result<usize, String> {
+    let number = text.parse().ok().filter(|n| *n <= MOST_NEW_TOKENS);
+    number.ok_or_else(|| format!("expected a number from 0 to {MOST_NEW_TOKENS}, found {text:?}"))
+}
+
+impl RunArgs {
+    /// Whether the answer means nothing.
+    fn is_latency_only(&self) -> bool {
+        self.random.random_weights || self.prompt_tokens.is_some()
+    }
+
+    /// Refuses flags that do not go together, and places that cannot be written, before any work.
+    fn check(&self) -> Result<()> {
+        if self.kv_type != KvType::F16 && (self.kv_in.is_some() || self.kv_out.is_some()) {
+            return Err(Error::Unsupported("--kv-in and --kv-out with --kv-type q8_0".into()));
+        }
+        if self.kv == KvPlace::None && self.max_new_tokens > 1 {
+            let found = self.max_new_tokens;
+            let what = "--kv none keeps nothing to decode from: expected --max-new-tokens 0 or 1";
+            return Err(Error::invalid(format!("{what}, found {found}")));
+        }
+        if self.kv == KvPlace::None && (self.kv_in.is_some() || self.kv_out.is_some() || !self.question.is_empty()) {
+            return Err(Error::invalid(
+                "--kv none keeps nothing: it does not go with --kv-in, --kv-out and --question",
+            ));
+        }
+        let of_the_prompt = self.kv_out.is_some() || self.logits_out.is_some() || self.report.is_some() || self.verify;
+        if of_the_prompt && !self.has_prompt() {
+            let what = "--kv-out, --logits-out, --report and --verify are of a prompt: expected one behind --kv-in";
+            return Err(Error::invalid(format!("{what}, found only questions")));
+        }
+        if let Some(path) = &self.report
+            && !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json") || e.eq_ignore_ascii_case("html"))
+        {
+            return Err(Error::file(path, "report: expected a name that ends in .json or .html"));
+        }
+        for path in [&self.logits_out, &self.kv_out, &self.report].into_iter().flatten() {
+            files::check_place(path)?;
+        }
+        match self.question.iter().find(|q| q.trim().is_empty()) {
+            Some(question) => Err(Error::invalid(format!("--question {question:?}: expected some text"))),
+            None => Ok(()),
+        }
+    }
+
+    fn has_prompt(&self) -> bool {
+        let files = [&self.prompt_file, &self.token_ids];
+        self.prompt.is_some() || self.prompt_tokens.is_some() || files.iter().any(|file| file.is_some())
+    }
+}
+
 /// Runs the subcommand.
 pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
     let sampler = Sampler::new(SamplerOptions {
@@ -144,26 +200,7 @@ pub fn run(args: &RunArgs, console: &Console) -> Result<()> {
         top_k: args.top_k,
         seed: args.seed,
     })?;
-    if args.kv_type != KvType::F16 && (args.kv_in.is_some() || args.kv_out.is_some()) {
-        return Err(Error::Unsupported("--kv-in and --kv-out with --kv-type q8_0".into()));
-    }
-    if args.kv == KvPlace::None && args.max_new_tokens > 1 {
-        let found = args.max_new_tokens;
-        return Err(Error::invalid(format!(
-            "--kv none keeps nothing to decode from: expected --max-new-tokens 0 or 1, found {found}"
-        )));
-    }
-    if let Some(path) = &args.report
-        && !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json") || e.eq_ignore_ascii_case("html"))
-    {
-        return Err(Error::file(path, "report: expected a name that ends in .json or .html"));
-    }
-    for path in [&args.logits_out, &args.kv_out, &args.report].into_iter().flatten() {
-        files::check_place(path)?;
-    }
-    if let Some(question) = args.question.iter().find(|q| q.trim().is_empty()) {
-        return Err(Error::invalid(format!("--question {question:?}: expected some text")));
-    }
+    args.check()?;
     let mut model = match args.random.weight_type()? {
         Some(dtype) => args.random.open(&args.model, dtype, args.seed)?,
         None => open_model(&args.model)?,
@@ -191,7 +228,7 @@ fn prompt_ids(args: &RunArgs, model: &Model) -> Result<Vec<u32>> {
     if let Some(tokens) = args.prompt_tokens {
         return Ok(random_ids(tokens as usize, model.config.vocab, args.seed));
     }
-    if args.kv_in.is_some() && args.prompt.is_none() && args.prompt_file.is_none() {
+    if args.kv_in.is_some() && !args.has_prompt() {
         return match args.question.is_empty() {
             true => Err(Error::invalid("--kv-in: expected a --prompt or a --question behind the context, found none")),
             false => Ok(Vec::new()),
@@ -256,116 +293,160 @@ const ESTIMATION: [&str; 14] = [
 
 impl RunTask<'_> {
     fn answer<B: Backend>(
-        mut self,
+        self,
         backend: B,
         timings: impl Fn(&B) -> Vec<Timing>,
         report: impl Fn(&B) -> String,
     ) -> Result<()> {
-        let (args, console) = (self.args, self.console);
+        let Self { args, console, model, mode, ids, mut sampler } = self;
         // With token ids in, ids may come out too: a model without a tokenizer still runs.
-        let text = self.model.text().cloned().ok();
+        let text = model.text().cloned().ok();
         let questions = match &text {
             Some(text) => args.question.iter().map(|q| text.encode(q)).collect::<Result<Vec<_>>>()?,
             None if args.question.is_empty() => Vec::new(),
             None => return Err(Error::invalid("--question: the model has no tokenizer")),
         };
         let room = questions.iter().map(Vec::len).max().unwrap_or(0) + args.max_new_tokens;
-        let options = EngineOptions {
-            chunk: args.chunk,
-            kv: args.kv,
-            kv_type: args.kv_type,
-            answer_room: room,
-            exact_index: false,
-            interrupt: console::interrupt(),
-            ..EngineOptions::default()
-        };
-        let mut engine = Engine::new(backend, self.model, options)?;
+        let mut engine = Engine::new(backend, model, engine_options(args, room))?;
         if let Some(path) = &args.kv_in {
-            let tokens = engine.load_context(path, self.ids.len() + room)?;
+            let tokens = engine.load_context(path, ids.len() + room)?;
             console.note(&format!("context: {tokens} tokens from {}", path.display()));
         }
-        if self.ids.is_empty() {
-            return ask(&mut engine, args, console, &self.mode, &questions, &mut self.sampler, None);
-        }
-        let mut insight = Insight::new(&self.mode, engine.attention_options(&self.mode));
-        let looks = args.verify || args.report.is_some();
-        let watch = looks.then_some(&mut insight);
-        let prefill = prefill_watched(&mut engine, &self.ids, &self.mode, console, watch)?;
-        if looks {
-            let name = self.mode.name();
-            look(&prefill, &insight, [&engine.model().name, &name], args, console)?;
-        }
-        if let Some(path) = &args.kv_out {
-            engine.save_context(path)?;
-        }
-        if !questions.is_empty() {
-            let read = Some(&prefill);
-            return ask(&mut engine, args, console, &self.mode, &questions, &mut self.sampler, read);
-        }
-        let stages = timings(engine.backend());
-        if let Some(path) = &args.logits_out {
-            let bytes = bytemuck::cast_slice(&prefill.logits);
-            let shape = vec![prefill.logits.len()];
-            write_tensors(path, &[], &[TensorOut { name: "logits", dtype: safetensors::Dtype::F32, shape, bytes }])?;
-        }
-
-        let mut stream = text.as_ref().map(|text| text.tokenizer.stream());
-        let answer = engine.generate(&prefill.logits, &mut self.sampler, args.max_new_tokens, &mut |id| {
-            if !console.json {
-                let text = stream.as_mut().map_or_else(|| Some(format!("{id} ")), |stream| stream.push(id));
-                console.print(&text.unwrap_or_default());
-            }
-        })?;
-        if !console.json && args.max_new_tokens > 0 {
-            console.print(&(stream.and_then(|stream| stream.finish()).unwrap_or_default() + "\n"));
-        }
-
-        let seconds_of = |names: &[&str]| -> Option<f64> {
-            let times = stages.iter().filter(|t| names.contains(&t.name)).map(|t| t.seconds);
-            (!stages.is_empty()).then(|| times.sum())
+        let read = match ids.is_empty() {
+            true => None,
+            false => Some(read_and_keep(&mut engine, &ids, &mode, args, console)?),
         };
-        let info = engine.backend().info();
-        let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
-        if console.json {
-            console.print_json(&json!({
-                "model": engine.model().name, "weights": engine.model().weights.describe(),
-                "latency_only": args.random.random_weights || args.prompt_tokens.is_some(),
-                "device": info.id, "backend": info.backend,
-                "dtype": engine.backend().activation().to_string(), "attention": self.mode.name(),
-                "prompt_tokens": prefill.tokens, "prefill_s": prefill.seconds,
-                "prefill_tokens_per_s": rate(prefill.tokens, prefill.seconds),
-                "estimate_s": seconds_of(&ESTIMATION), "attention_s": seconds_of(&["attention"]),
-                "decode_s": answer.seconds, "decode_tokens_per_s": rate(answer.steps, answer.seconds),
-                "density": prefill.density,
-                "generated_ids": answer.ids, "generated_text": text.map(|text| text.tokenizer.decode(&answer.ids)),
-                "stop": if answer.stop == StopReason::EndOfText { "end_of_text" } else { "length" },
-                "top5": sample::top(&prefill.logits, 5),
-                "peak_device_bytes": engine.backend().memory().peak,
-            }));
-        }
-        console.note(&format!(
-            "prefill: {} tokens in {:.2} s, {:.0} tokens/s, attention {}, density {:.3}",
-            prefill.tokens,
-            prefill.seconds,
-            rate(prefill.tokens, prefill.seconds),
-            self.mode.name(),
-            prefill.density
-        ));
-        if args.random.random_weights || args.prompt_tokens.is_some() {
-            console.note("random weights or tokens: times mean something, the answer does not");
-        }
-        if answer.steps > 0 {
-            console.note(&format!(
-                "decode: {} steps in {:.2} s, {:.1} tokens/s",
-                answer.steps,
-                answer.seconds,
-                rate(answer.steps, answer.seconds)
-            ));
+        match read {
+            Some(read) if questions.is_empty() => {
+                let stages = timings(engine.backend());
+                let answer = stream_answer(&mut engine, &read.logits, &mut sampler, args.max_new_tokens, console)?;
+                if console.json {
+                    console.print_json(&run_json(&engine, args, &mode, &read, &answer, &stages));
+                }
+                tell(args, console, &mode, &read, &answer);
+            }
+            read => ask(&mut engine, args, console, &mode, &questions, &mut sampler, read.as_ref())?,
         }
         if args.timings {
             console.note(&report(engine.backend()));
         }
         Ok(())
+    }
+}
+
+fn engine_options(args: &RunArgs, answer_room: usize) -> EngineOptions {
+    EngineOptions {
+        chunk: args.chunk,
+        kv: args.kv,
+        kv_type: args.kv_type,
+        answer_room,
+        exact_index: false,
+        interrupt: console::interrupt(),
+        ..EngineOptions::default()
+    }
+}
+
+/// Pre-fills the prompt, and writes and tells what is asked for of it.
+fn read_and_keep<B: Backend>(
+    engine: &mut Engine<B>,
+    ids: &[u32],
+    mode: &AttentionMode,
+    args: &RunArgs,
+    console: &Console,
+) -> Result<Prefill> {
+    let mut insight = Insight::new(mode, engine.attention_options(mode));
+    let looks = args.verify || args.report.is_some();
+    let read = prefill_watched(engine, ids, mode, console, looks.then_some(&mut insight))?;
+    if looks {
+        report::look(&read, &insight, [&engine.model().name, &mode.name()], args, console)?;
+    }
+    if let Some(path) = &args.kv_out {
+        engine.save_context(path)?;
+    }
+    if let Some(path) = &args.logits_out {
+        let bytes = bytemuck::cast_slice(&read.logits);
+        let shape = vec![read.logits.len()];
+        write_tensors(path, &[], &[TensorOut { name: "logits", dtype: safetensors::Dtype::F32, shape, bytes }])?;
+    }
+    Ok(read)
+}
+
+/// Generates an answer, and prints it as it comes, but for JSON.
+fn stream_answer<B: Backend>(
+    engine: &mut Engine<B>,
+    logits: &[f32],
+    sampler: &mut Sampler,
+    max_new_tokens: usize,
+    console: &Console,
+) -> Result<Answer> {
+    let text = engine.model().text().cloned().ok();
+    let mut stream = text.as_ref().map(|text| text.tokenizer.stream());
+    let answer = engine.generate(logits, sampler, max_new_tokens, &mut |id| {
+        if !console.json {
+            let text = stream.as_mut().map_or_else(|| Some(format!("{id} ")), |stream| stream.push(id));
+            console.print(&text.unwrap_or_default());
+        }
+    })?;
+    if !console.json && max_new_tokens > 0 {
+        console.print(&(stream.and_then(|stream| stream.finish()).unwrap_or_default() + "\n"));
+    }
+    Ok(answer)
+}
+
+/// The JSON object of a run with one answer.
+fn run_json<B: Backend>(
+    engine: &Engine<B>,
+    args: &RunArgs,
+    mode: &AttentionMode,
+    read: &Prefill,
+    answer: &Answer,
+    stages: &[Timing],
+) -> Value {
+    let seconds_of = |names: &[&str]| -> Option<f64> {
+        let times = stages.iter().filter(|t| names.contains(&t.name)).map(|t| t.seconds);
+        (!stages.is_empty()).then(|| times.sum())
+    };
+    let (info, model) = (engine.backend().info(), engine.model());
+    let generated_text = model.text().ok().map(|text| text.tokenizer.decode(&answer.ids));
+    json!({
+        "model": model.name, "weights": model.weights.describe(), "latency_only": args.is_latency_only(),
+        "device": info.id, "backend": info.backend, "dtype": engine.backend().activation().to_string(),
+        "attention": mode.name(),
+        "prompt_tokens": read.tokens, "prefill_s": read.seconds,
+        "prefill_tokens_per_s": rate(read.tokens, read.seconds),
+        "estimate_s": seconds_of(&ESTIMATION), "attention_s": seconds_of(&["attention"]),
+        "decode_s": answer.seconds, "decode_tokens_per_s": rate(answer.steps, answer.seconds),
+        "density": read.density,
+        "generated_ids": answer.ids, "generated_text": generated_text,
+        "stop": if answer.stop == StopReason::EndOfText { "end_of_text" } else { "length" },
+        "top5": sample::top(&read.logits, 5),
+        "peak_device_bytes": engine.backend().memory().peak,
+    })
+}
+
+/// A second's share of tokens.
+fn rate(tokens: usize, seconds: f64) -> f64 {
+    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
+}
+
+/// How long a run with one answer took, on stderr.
+fn tell(args: &RunArgs, console: &Console, mode: &AttentionMode, read: &Prefill, answer: &Answer) {
+    let per_second = rate(read.tokens, read.seconds);
+    let (tokens, seconds, density) = (read.tokens, read.seconds, read.density);
+    let name = mode.name();
+    console.note(&format!(
+        "prefill: {tokens} tokens in {seconds:.2} s, {per_second:.0} tokens/s, attention {name}, density {density:.3}"
+    ));
+    if answer.ids.is_empty() && answer.stop == StopReason::EndOfText {
+        console.note("the model ended its answer before the first token");
+    }
+    if args.is_latency_only() {
+        console.note("random weights or tokens: times mean something, the answer does not");
+    }
+    if answer.steps > 0 {
+        let (steps, seconds) = (answer.steps, answer.seconds);
+        let per_second = rate(steps, seconds);
+        console.note(&format!("decode: {steps} steps in {seconds:.2} s, {per_second:.1} tokens/s"));
     }
 }
 
@@ -384,14 +465,12 @@ fn ask<B: Backend>(
     let mut answers = Vec::new();
     for (question, ids) in args.question.iter().zip(questions) {
         engine.truncate(context);
+        console.note(&format!("question: {}", question.trim()));
         let read = prefill(engine, ids, mode, console)?;
-        let answer = engine.generate(&read.logits, sampler, args.max_new_tokens, &mut |_| ())?;
+        let answer = stream_answer(engine, &read.logits, sampler, args.max_new_tokens, console)?;
         let words = text.tokenizer.decode(&answer.ids);
-        if !console.json {
-            console.print(&format!("{}\n", words.trim_end_matches('\n')));
-        }
         let (tokens, seconds) = (read.tokens, read.seconds);
-        console.note(&format!("question: {tokens} tokens behind {context} in {seconds:.2} s"));
+        console.note(&format!("{tokens} tokens behind {context} in {seconds:.2} s"));
         answers.push(json!({
             "question": question, "prompt_tokens": tokens, "prefill_s": seconds, "density": read.density,
             "decode_s": answer.seconds, "generated_ids": answer.ids, "generated_text": words,
@@ -409,73 +488,6 @@ fn ask<B: Backend>(
         }));
     }
     Ok(())
-}
-
-/// `--verify` and `--report`.
-fn look(
-    prefill: &Prefill,
-    insight: &Insight,
-    [model, attention]: [&str; 2],
-    args: &RunArgs,
-    console: &Console,
-) -> Result<()> {
-    let layers = &insight.layers;
-    if args.verify {
-        let worst = |of: &dyn Fn(usize) -> f64| (0..layers.len()).max_by(|a, b| of(*a).total_cmp(&of(*b))).unwrap_or(0);
-        let error = |l: usize| layers[l].last_rows_error;
-        let least = |l: usize| layers[l].recall.iter().copied().fold(1.0, f64::min);
-        let (by_error, by_recall) = (worst(&error), worst(&|l| -least(l)));
-        let all = layers.iter().flat_map(|l| &l.recall);
-        let mean = all.sum::<f64>() / layers.iter().map(|l| l.recall.len()).sum::<usize>().max(1) as f64;
-        console.note(&format!(
-            "verify: recall {mean:.4} in the mean, at least {:.4} (layer {by_recall}); last rows differ from dense by at \
-             most {:.2e} (layer {by_error})",
-            least(by_recall),
-            error(by_error)
-        ));
-    }
-    let Some(path) = &args.report else { return Ok(()) };
-    let heads = |layer: usize| -> Vec<serde_json::Value> {
-        let kept = layers[layer].recall.iter().zip(&layers[layer].error);
-        let cell = |(head, (recall, error)): (&HeadStats, (&f64, &f64))| json!({"pattern": head.pattern.to_string(), "density": head.density, "recall": recall, "error": error});
-        prefill.heads[layer].iter().zip(kept).map(cell).collect()
-    };
-    let report = json!({
-        "model": model, "attention": attention, "tokens": prefill.tokens, "density": prefill.density,
-        "layers": (0..layers.len()).map(|layer| json!({
-            "heads": heads(layer), "last_rows_error": layers[layer].last_rows_error,
-        })).collect::<Vec<_>>(),
-    });
-    let text = match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("html")) {
-        false => report.to_string(),
-        true => report_page(prefill, insight, model),
-    };
-    files::write(path, text.as_bytes())
-}
-
-/// `--report` as HTML: a table of layers x heads.
-fn report_page(prefill: &Prefill, insight: &Insight, model: &str) -> String {
-    let model = console::escape(model);
-    let mut out = format!(
-        "<!doctype html><meta charset=utf-8><title>{model}</title><style>body{{font:13px sans-serif;margin:1.5em}}\
-         table{{border-collapse:collapse}}td,th{{padding:2px 6px;text-align:right;border:1px solid #ddd}}</style>\
-         <h1>{model}</h1><p>{} tokens, density {:.3}. A cell is a head: density, and below it the attention mass \
-         that it keeps; red is less than 0.9. Point at it for its pattern.</p><table>\n",
-        prefill.tokens, prefill.density
-    );
-    for (layer, insight) in insight.layers.iter().enumerate() {
-        out += &format!("<tr><th>{layer}");
-        for (head, recall) in prefill.heads[layer].iter().zip(&insight.recall) {
-            let blue = 255.0 - 130.0 * head.density;
-            let red = if *recall < 0.9 { "color:#b00" } else { "" };
-            out += &format!(
-                "<td title=\"{}\" style=\"background:rgb({blue:.0},{blue:.0},255);{red}\">{:.3}<br>{recall:.3}",
-                head.pattern, head.density
-            );
-        }
-        out += &format!("<td>last rows {:.1e}</tr>\n", insight.last_rows_error);
-    }
-    out + "</table>\n"
 }
 
 /// Pre-fills with a progress bar and, maybe, a watcher.

@@ -10,6 +10,7 @@ use crate::fnv::fnv;
 use crate::model::{KvPlace, Model};
 use crate::pattern::{AttentionMode, HeadPattern};
 use crate::search::{Choice, LayerRecord, MAP_SIDE, Objective, Search, SearchOptions, choose, config};
+use crate::splitmix::SplitMix64;
 use crate::{Error, Result, files};
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -64,9 +65,15 @@ pub struct SearchArgs {
     pub device: DeviceArgs,
 }
 
-/// What the `.partial` file holds.
+/// How the name of the file ends that a search keeps beside its output until it is done.
+const PARTIAL: &str = "partial";
+
+/// What that file holds.
 #[derive(Default, Serialize, Deserialize)]
 struct Partial {
+    /// The file.
+    #[serde(skip)]
+    path: PathBuf,
     /// Tells whether it belongs to this search.
     key: String,
     /// Of each prompt, by layer.
@@ -76,11 +83,16 @@ struct Partial {
 /// Runs the subcommand.
 pub fn search(args: &SearchArgs, console: &Console) -> Result<()> {
     for (name, value, most) in [("--budget", args.budget, 1.0), ("--recall", args.recall, 0.9999)] {
-        if !(value >= 0.0 && value <= most) || (name == "--budget" && value == 0.0) {
-            return Err(Error::invalid(format!("{name}: expected a part from 0 to {most}, found {value}")));
+        let least = if name == "--budget" { f64::MIN_POSITIVE } else { 0.0 };
+        if !(least..=most).contains(&value) {
+            let from = if least > 0.0 { "above 0 and at most" } else { "from 0 to" };
+            return Err(Error::invalid(format!("{name}: expected a part {from} {most}, found {value}")));
         }
     }
     let extension = |path: &Path| path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    if extension(&args.output).as_deref() == Some(PARTIAL) {
+        return Err(Error::file(&args.output, "output: expected another ending, this is that of unfinished searches"));
+    }
     if let Some(path) = &args.report
         && !matches!(extension(path).as_deref(), Some("json" | "html"))
     {
@@ -127,15 +139,8 @@ fn prompts(args: &SearchArgs, model: &Model) -> Result<Vec<(String, Vec<u32>)>> 
 /// A JSON object of random keys and values of so many tokens with its instruction, and a question for one of the values:
 /// the task that the official search calibrates on, in a form of our own.
 fn keys_and_values(length: usize, encode: impl Fn(&str) -> Result<Vec<u32>>) -> Result<Vec<u32>> {
-    let mut state = 7u64;
-    let mut word = || {
-        // SplitMix64: the same list everywhere.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        format!("{:016x}", x ^ (x >> 31))
-    };
+    let mut rng = SplitMix64::new(7);
+    let mut word = || format!("{:016x}", rng.bits());
     let head = encode("Below is a list of keys and their values.\n")?;
     let (mut body, mut keys) = (Vec::new(), Vec::new());
     let mut tail = encode(&format!("\nWhat is the value of key {}? Value:", word()))?;
@@ -174,92 +179,118 @@ impl DeviceTask for SearchTask<'_> {
             recall: args.recall,
             ..SearchOptions::default()
         };
-        let (name, layers, print) = (model.name.clone(), model.config.n_layers, model.fingerprint());
+        let (name, device, layers) = (model.name.clone(), backend.info().id.clone(), model.config.n_layers);
         let lengths: Vec<usize> = prompts.iter().map(|(_, ids)| ids.len()).collect();
         let sums: Vec<u64> = prompts.iter().map(|(_, ids)| fnv(bytemuck::cast_slice(ids))).collect();
-        let key = json!([name, layers, print, options, lengths, sums, backend.info().id]).to_string();
-        let partial_path = args.output.with_extension("partial");
-        let mut partial = resume(&partial_path, &key, prompts.len())?;
-        let found: usize = partial.prompts.iter().map(BTreeMap::len).sum();
-        if found > 0 {
-            console.note(&format!("going on from {}: {found} layers are there", partial_path.display()));
-        }
-
-        let longest = lengths.iter().copied().max().unwrap_or(1);
+        let key = json!([name, layers, model.fingerprint(), options, lengths, sums, device]).to_string();
+        let mut partial = Partial::resume(args.output.with_extension(PARTIAL), &key, prompts.len())?;
         let engine_options = EngineOptions {
             kv: KvPlace::None,
             interrupt: console::interrupt(),
-            capacity: longest,
+            capacity: lengths.iter().copied().max().unwrap_or(1),
             ..Default::default()
         };
         let mut engine = Engine::new(backend, model, engine_options)?;
-        let dense = AttentionMode::Uniform(HeadPattern::Dense);
-        let bar = console.bar((prompts.len() * layers) as u64, "search");
-        bar.set_position(found as u64);
-        bar.reset_eta();
-        for (i, (_, ids)) in prompts.iter().enumerate() {
-            if partial.prompts[i].len() == layers {
-                continue;
-            }
-            engine.reset();
-            let mut records = std::mem::take(&mut partial.prompts[i]);
-            let done = &mut |_: usize, records: &BTreeMap<usize, LayerRecord>| {
-                bar.inc(1);
-                partial.prompts[i] = records.clone();
-                let text = serde_json::to_vec(&partial).map_err(|e| Error::invalid(format!("records: {e}")))?;
-                files::write(&partial_path, &text)
-            };
-            let mut search =
-                Search { options, map: i == 0 && args.report.is_some(), rates: None, records: &mut records, done };
-            engine.prefill_watched(ids, &dense, &mut |_| (), &mut search)?;
-            partial.prompts[i] = records;
-        }
-        bar.finish_and_clear();
+        search_prompts(&mut engine, args, console, options, &prompts, &mut partial)?;
 
         let choices = choose(&partial.prompts, &options)?;
         config(&choices, args.official_names)?.write(&args.output)?;
-        let report = json!({
-            "model": name, "device": engine.backend().info().id, "options": options,
-            "prompts": prompts.iter().map(|(name, ids)| json!({"name": name, "tokens": ids.len()})).collect::<Vec<_>>(),
-            "choices": choices, "records": partial.prompts,
-        });
         if let Some(path) = &args.report {
-            let html = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("html"));
-            let text =
-                if html { html_report(&name, &prompts, &choices, &partial.prompts[0]) } else { report.to_string() };
+            let text = match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("html")) {
+                true => html_report(&name, &prompts, &choices, &partial.prompts[0]),
+                false => json!({
+                    "model": name, "device": device, "options": options,
+                    "prompts": prompts.iter().map(|(n, ids)| json!({"name": n, "tokens": ids.len()})).collect::<Vec<_>>(),
+                    "choices": choices, "records": partial.prompts,
+                })
+                .to_string(),
+            };
             files::write(path, text.as_bytes())?;
         }
-        // The pattern file is there: what it was made of is not needed any more.
-        std::fs::remove_file(&partial_path).map_err(|e| Error::io(&partial_path, e))?;
-        let all: Vec<&Choice> = choices.iter().flatten().collect();
-        let mean = |of: fn(&Choice) -> f64| all.iter().map(|c| of(c)).sum::<f64>() / all.len().max(1) as f64;
-        if console.json {
-            console.print_json(&json!({
-                "model": name, "device": engine.backend().info().id, "output": args.output, "layers": layers,
-                "density": mean(|c| c.density), "cost": mean(|c| c.cost), "recall": mean(|c| c.recall),
-                "choices": choices,
-            }));
-        } else {
-            console.print(&summary(&choices));
-            let (density, cost, recall) = (mean(|c| c.density), mean(|c| c.cost), mean(|c| c.recall));
-            console.print(&format!(
-                "\n{}: mean density {density:.3}, cost {cost:.3} of dense, recall {recall:.4}\n",
-                args.output.display()
-            ));
-        }
+        partial.remove()?;
+        tell(args, console, [&name, &device], &choices);
         Ok(())
     }
 }
 
-/// What an earlier run of the same search left.
-fn resume(path: &Path, key: &str, prompts: usize) -> Result<Partial> {
-    let fresh = || Partial { key: key.to_owned(), prompts: vec![BTreeMap::new(); prompts] };
-    let Ok(text) = std::fs::read(path) else { return Ok(fresh()) };
-    let found: Partial = serde_json::from_slice(&text)
-        .map_err(|e| Error::file(path, format!("expected what an earlier search left, or nothing: {e}")))?;
-    match found.key == key && found.prompts.len() == prompts {
-        true => Ok(found),
-        false => Err(Error::file(path, "belongs to a search of other settings: remove it, or name another --output")),
+/// Searches every prompt that is not done, and keeps what is found as it comes.
+fn search_prompts<B: Backend>(
+    engine: &mut Engine<B>,
+    args: &SearchArgs,
+    console: &Console,
+    options: SearchOptions,
+    prompts: &[(String, Vec<u32>)],
+    partial: &mut Partial,
+) -> Result<()> {
+    let layers = engine.config().n_layers;
+    let found: usize = partial.prompts.iter().map(BTreeMap::len).sum();
+    if found > 0 {
+        console.note(&format!("going on from {}: {found} layers are there", partial.path.display()));
+    }
+    let dense = AttentionMode::Uniform(HeadPattern::Dense);
+    let bar = console.bar((prompts.len() * layers) as u64, "search");
+    bar.set_position(found as u64);
+    bar.reset_eta();
+    for (i, (_, ids)) in prompts.iter().enumerate() {
+        if partial.prompts[i].len() == layers {
+            continue;
+        }
+        engine.reset();
+        let mut records = std::mem::take(&mut partial.prompts[i]);
+        let done = &mut |_: usize, records: &BTreeMap<usize, LayerRecord>| {
+            bar.inc(1);
+            partial.prompts[i] = records.clone();
+            partial.write()
+        };
+        let map = i == 0 && args.report.is_some();
+        let mut search = Search { options, map, rates: None, records: &mut records, done };
+        engine.prefill_watched(ids, &dense, &mut |_| (), &mut search)?;
+        partial.prompts[i] = records;
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// What was chosen, on stdout.
+fn tell(args: &SearchArgs, console: &Console, [model, device]: [&str; 2], choices: &[Vec<Choice>]) {
+    let all: Vec<&Choice> = choices.iter().flatten().collect();
+    let mean = |of: fn(&Choice) -> f64| all.iter().map(|c| of(c)).sum::<f64>() / all.len().max(1) as f64;
+    let (density, cost, recall) = (mean(|c| c.density), mean(|c| c.cost), mean(|c| c.recall));
+    if console.json {
+        return console.print_json(&json!({
+            "model": model, "device": device, "output": args.output, "layers": choices.len(),
+            "density": density, "cost": cost, "recall": recall, "choices": choices,
+        }));
+    }
+    console.print(&summary(choices));
+    let output = args.output.display();
+    console.print(&format!("\n{output}: mean density {density:.3}, cost {cost:.3} of dense, recall {recall:.4}\n"));
+}
+
+impl Partial {
+    /// What an earlier run of the same search left.
+    fn resume(path: PathBuf, key: &str, prompts: usize) -> Result<Self> {
+        let Some(text) = files::read_if_there(&path)? else {
+            return Ok(Self { path, key: key.to_owned(), prompts: vec![BTreeMap::new(); prompts] });
+        };
+        let found: Self = serde_json::from_slice(&text)
+            .map_err(|e| Error::file(&path, format!("expected what an earlier search left, or nothing: {e}")))?;
+        match found.key == key && found.prompts.len() == prompts {
+            true => Ok(Self { path, ..found }),
+            false => {
+                Err(Error::file(path, "belongs to a search of other settings: remove it, or name another --output"))
+            }
+        }
+    }
+
+    fn write(&self) -> Result<()> {
+        let text = serde_json::to_vec(self).map_err(|e| Error::invalid(format!("records: {e}")))?;
+        files::write(&self.path, &text)
+    }
+
+    /// Once the pattern file is there, what it was made of is not needed any more.
+    fn remove(self) -> Result<()> {
+        std::fs::remove_file(&self.path).map_err(|e| Error::io(&self.path, e))
     }
 }
 

@@ -73,12 +73,13 @@ impl<B: Backend> Engine<B> {
         let ids: Vec<u32> = file.i32s("ids")?.1.into_iter().map(|id| id as u32).collect();
         self.check_ids(&ids)?;
         self.reset();
-        self.check_length(ids.len() + room)?;
+        let tokens = ids.len().saturating_add(room);
+        self.check_length(tokens)?;
         let (layers, dtype) = (self.config().n_layers, self.stored()?);
         let shape = [self.config().n_kv_heads, ids.len(), self.config().head_dim];
-        let capacity = self.capacity_for(ids.len() + room);
-        if capacity < ids.len() + room {
-            let what = format!("the KV cache is made for {capacity} tokens, {} are asked for", ids.len() + room);
+        let capacity = self.capacity_for(tokens);
+        if capacity < tokens {
+            let what = format!("the KV cache is made for {capacity} tokens, {tokens} are asked for");
             return Err(Error::invalid(what));
         }
         if self.cache.as_ref().is_none_or(|c| c.capacity() < capacity) {

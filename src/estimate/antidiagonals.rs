@@ -1,10 +1,12 @@
 //! XAttention heads: blocks by the sums along their antidiagonals.
+//!
+//! Scores only. The selection by them adds the first block and the diagonal on top of the asked mass.
 
 use super::plan::Plan;
 use crate::backend::Backend;
-use crate::backend::params::BLOCK;
+use crate::backend::params::{BLOCK, HeadPlan};
 use crate::ops::{self, AttentionShape, BlockBand, MatmulInto};
-use crate::tensor::{Tensor, View, ViewMut};
+use crate::tensor::{Shape, Tensor, View, ViewMut};
 use crate::{DType, Result};
 
 /// Queries and keys gathered by one stride.
@@ -12,6 +14,8 @@ pub(super) struct Antidiagonals<B: Backend> {
     stride: usize,
     /// Heads of this stride.
     heads: Vec<usize>,
+    /// u32 `[H, 4]`: the plan of the heads of this stride, the others dense.
+    table: Tensor<B>,
     /// act `[H, ceil(q_len / stride), stride * D]`, each group in reverse.
     q: Tensor<B>,
     /// act `[KV, ceil(kv_len / stride), stride * D]`.
@@ -27,9 +31,15 @@ impl<B: Backend> Antidiagonals<B> {
         let of = |stride: usize| {
             let (d, act) = (shape.head_dim, b.activation());
             let [q_groups, k_groups] = [shape.q_len, shape.kv_len].map(|len| len.div_ceil(stride));
+            let own = |(head, &its): (&HeadPlan, &usize)| match its == stride {
+                true => [head.kind, head.a, head.b, head.c],
+                false => [HeadPlan::DENSE, 0, 0, 0],
+            };
+            let table: Vec<u32> = plan.heads.iter().zip(&plan.strides).flat_map(own).collect();
             let mut folded = Self {
                 stride,
                 heads: (0..shape.n_heads).filter(|&h| plan.strides[h] == stride).collect(),
+                table: Tensor::from_slice(b, DType::U32, [shape.n_heads, 4], &table)?,
                 q: Tensor::alloc(b, act, [shape.n_heads, q_groups, stride * d])?,
                 k: Tensor::alloc(b, act, [shape.n_kv_heads, k_groups, stride * d])?,
             };
@@ -42,22 +52,23 @@ impl<B: Backend> Antidiagonals<B> {
 
     /// Products of a row block, for all heads.
     pub fn products_each(&self) -> usize {
-        let [heads, _, _] = dims(&self.q);
-        let [_, groups, _] = dims(&self.k);
+        let [heads, _, _] = dims(self.q.shape());
+        let [_, groups, _] = dims(self.k.shape());
         heads * groups * (BLOCK / self.stride)
     }
 
-    /// Writes the scores of a band for the heads of this stride, whose rule in `table` is `ROW_MASS`.
+    /// Writes the scores of a band, f32 `[H, band, C]`, for the heads of this stride: logarithms of weights. `share`
+    /// neighbouring heads share theirs.
     pub fn score(
         &self,
         b: &B,
         shape: &AttentionShape,
         band: BlockBand,
-        table: View<B>,
-        scores: ViewMut<B>,
+        share: usize,
+        mut scores: ViewMut<B>,
     ) -> Result<()> {
-        let ([heads, q_groups, width], [_, k_groups, _]) = (dims(&self.q), dims(&self.k));
-        let (band_len, each) = (scores.shape().dims()[1], BLOCK / self.stride);
+        let ([heads, q_groups, width], [_, k_groups, _]) = (dims(self.q.shape()), dims(self.k.shape()));
+        let ([_, band_len, key_blocks], each) = (dims(scores.shape()), BLOCK / self.stride);
         let first = band.start * each;
         let rows = (band_len * each).min(q_groups - first);
         let last_query = shape.q_start + shape.q_len.min((band.start + band_len) * BLOCK) - 1;
@@ -71,16 +82,15 @@ impl<B: Backend> Antidiagonals<B> {
             ops::matmul(b, q, k, None, out, MatmulInto::default())?;
         }
         let scale = shape.scale / self.stride as f32;
-        ops::weigh_antidiagonals(b, band, [self.stride, k_groups], scale, table, products.view(), scores)
-    }
-
-    /// The heads of this stride.
-    pub fn heads(&self) -> &[usize] {
-        &self.heads
+        let (table, products) = (self.table.view(), products.view());
+        ops::weigh_antidiagonals(b, band, [self.stride, k_groups], scale, table, products, scores.reborrow())?;
+        match share > 1 {
+            true => ops::share_scores(b, share, table, scores.reshape([heads, band_len * key_blocks])),
+            false => Ok(()),
+        }
     }
 }
 
-fn dims<B: Backend>(x: &Tensor<B>) -> [usize; 3] {
-    let shape = x.shape();
+fn dims(shape: Shape) -> [usize; 3] {
     [shape.dims()[0], shape.dims()[1], shape.dims()[2]]
 }

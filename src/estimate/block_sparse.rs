@@ -92,15 +92,6 @@ pub(super) fn choose<B: Backend>(
         true => Some(Tensor::alloc(b, DType::U32, [heads, WEIGHT_BINS])?),
         false => None,
     };
-    let own_table = |folded: &Antidiagonals<B>| {
-        let own = |(h, head): (usize, &HeadPlan)| match folded.heads().contains(&h) {
-            true => [head.kind, head.a, head.b, head.c],
-            false => [HeadPlan::DENSE, 0, 0, 0],
-        };
-        let table: Vec<u32> = plan.heads.iter().enumerate().flat_map(own).collect();
-        Tensor::from_slice(b, DType::U32, [heads, 4], &table)
-    };
-    let own_tables = by.folds.iter().map(own_table).collect::<Result<Vec<_>>>()?;
     let bands: Vec<usize> = (0..row_blocks).step_by(band_len).collect();
     let score = |scores: &mut Tensor<B>, start: usize| {
         let rows = band_len.min(row_blocks - start);
@@ -114,13 +105,7 @@ pub(super) fn choose<B: Backend>(
         if let Some((means, top_k)) = &padded {
             ops::score_blocks(b, band, top_k.view(), means.q.view(), means.k.view(), scores.view_mut())?;
         }
-        for (folded, own) in by.folds.iter().zip(&own_tables) {
-            folded.score(b, shape, band, own.view(), scores.view_mut())?;
-            if by.share > 1 {
-                let scores = scores.view_mut().reshape([heads, rows * key_blocks]);
-                ops::share_scores(b, by.share, own.view(), scores)?;
-            }
-        }
+        by.folds.iter().try_for_each(|folded| folded.score(b, shape, band, by.share, scores.view_mut()))?;
         Ok(band)
     };
     // Flex heads choose among all their blocks together: the mass of all bands comes first.

@@ -31,8 +31,8 @@
 //!
 //! **XAttention** (arXiv 2503.16428): blocks by the sums along their antidiagonals, `stride` keys apart, as one product of
 //! queries in reverse with keys, both gathered by the stride; a softmax over the groups of keys; and for each block of
-//! queries the heaviest key blocks that hold the threshold's part, the first and the diagonal always in. Apart from the
-//! paper, blocks are of 64 and not 128, weights within 1/64 of each other are taken together, and thresholds are one for
+//! queries the heaviest key blocks that hold the threshold's part. The first block and the diagonal are always in, on top of
+//! that part: what they weigh does not make it smaller, so a row keeps at least what is asked. Apart from the paper, blocks are of 64 and not 128, weights within 1/64 of each other are taken together, and thresholds are one for
 //! all heads (the paper also tunes them head by head).
 //!
 //! **Sharing**: under [`crate::pattern::Extras::share_groups`] the query heads of a KV head take the mean of their scores

@@ -1,6 +1,6 @@
 //! [`ask`]: a prompt through the engine in one attention mode, and its answers scored.
 
-use super::runner::{Cell, Row};
+use super::runner::{Cell, Row, Suite};
 use super::{Asked, Metric, Sample, needle};
 use crate::backend::Backend;
 use crate::engine::{Engine, Prefill, Progress};
@@ -8,6 +8,42 @@ use crate::pattern::AttentionMode;
 use crate::sample::argmax;
 use crate::{Error, Result};
 use std::sync::atomic::Ordering;
+
+/// An evaluation whose prompts are questions, answered and scored as [`ask`] does: a [`Suite`] but for that.
+pub trait Questions: Sync {
+    /// As [`Suite::cells`].
+    fn cells(&self) -> Vec<Cell>;
+
+    /// As [`Suite::prompt`].
+    fn prompt(&self, cell: &Cell) -> Result<Sample>;
+}
+
+impl<T: Questions> Suite for T {
+    type Prompt = Sample;
+
+    fn cells(&self) -> Vec<Cell> {
+        Questions::cells(self)
+    }
+
+    fn prompt(&self, cell: &Cell) -> Result<Sample> {
+        Questions::prompt(self, cell)
+    }
+
+    fn fingerprint(prompt: &Sample) -> u64 {
+        prompt.fingerprint()
+    }
+
+    fn measure<B: Backend>(
+        &mut self,
+        engine: &mut Engine<B>,
+        cell: &Cell,
+        prompt: &Sample,
+        mode: &AttentionMode,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Row> {
+        measure(engine, cell, prompt, mode, progress)
+    }
+}
 
 /// What a mode made of a prompt.
 #[derive(Clone, Debug)]

@@ -80,7 +80,7 @@ impl Data {
             self.jsonl.insert(name, path.to_path_buf());
             return Ok(());
         }
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = crate::files::read(path)?;
         self.fingerprint = self.fingerprint.rotate_left(1) ^ fnv(&bytes);
         if ending(path) == "json" {
             let json: Value = serde_json::from_slice(&bytes).map_err(|e| Error::file(path, e.to_string()))?;

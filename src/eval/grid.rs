@@ -7,15 +7,13 @@
 //! | `minference` | the special magic number of a city on a line of its own, as in the paper's experiments | the number found |
 //! | `multi` | four codes, spread evenly from the depth to the end, asked one by one on one document | share of the four |
 
+use super::ask::Questions;
 use super::essay::{Essay, hide};
 use super::needle::{ANSWER_TOKENS, Needle, NeedleTest};
 use super::rng::Rng;
-use super::runner::{Cell, Row, Suite};
+use super::runner::Cell;
 use super::words::{CITIES, list};
-use super::{Asked, Draft, Form, Metric, Question, Sample, Size, ask};
-use crate::backend::Backend;
-use crate::engine::{Engine, Progress};
-use crate::pattern::AttentionMode;
+use super::{Asked, Draft, Form, Metric, Question, Sample, Size};
 use crate::text::Text;
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -161,9 +159,7 @@ impl NeedleGrid {
     }
 }
 
-impl Suite for NeedleGrid {
-    type Prompt = Sample;
-
+impl Questions for NeedleGrid {
     fn cells(&self) -> Vec<Cell> {
         let GridOptions { tasks, lengths, depths, rounds, .. } = &self.options;
         let mut cells = Vec::new();
@@ -185,21 +181,6 @@ impl Suite for NeedleGrid {
         }
         let size = Size { least: 1, most: 1 << 24, guess: cell.length * 2 / 3 };
         Ok(self.form.fit(cell.length, size, &mut |words| self.draft(cell, words))?.1)
-    }
-
-    fn fingerprint(prompt: &Sample) -> u64 {
-        prompt.fingerprint()
-    }
-
-    fn measure<B: Backend>(
-        &mut self,
-        engine: &mut Engine<B>,
-        cell: &Cell,
-        prompt: &Sample,
-        mode: &AttentionMode,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Row> {
-        ask::measure(engine, cell, prompt, mode, progress)
     }
 }
 

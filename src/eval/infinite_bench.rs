@@ -9,15 +9,13 @@
 mod made;
 mod record;
 
+use super::ask::Questions;
 use super::data::Data;
 use super::rng::Rng;
-use super::runner::{Cell, Row, Skip, Suite};
-use super::{Asked, Draft, Form, Metric, Question, Sample, Size, ask};
-use crate::backend::Backend;
-use crate::engine::{Engine, Progress};
-use crate::pattern::AttentionMode;
+use super::runner::{Cell, Skip};
+use super::{Asked, Draft, Form, Metric, Question, Sample, Size};
 use crate::text::Text;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use made::{code_run, key_in_noise, kv, math_calc, math_find};
 use record::draft_of;
 use serde_json::Value;
@@ -150,7 +148,7 @@ pub fn without_middle(ids: Vec<u32>, room: usize) -> Vec<u32> {
 }
 
 fn lines(path: &Path, most: usize) -> Result<Vec<Value>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = files::utf8(path, files::read(path)?)?;
     let line = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| Error::file(path, format!("line {}: {e}", i + 1)))
     };
@@ -175,9 +173,7 @@ fn scoring(task: &str) -> (Metric, usize) {
     }
 }
 
-impl Suite for InfiniteBench {
-    type Prompt = Sample;
-
+impl Questions for InfiniteBench {
     fn cells(&self) -> Vec<Cell> {
         let missing: Vec<String> = self.missing().into_iter().map(|skip| skip.task).collect();
         let mut cells = Vec::new();
@@ -198,21 +194,6 @@ impl Suite for InfiniteBench {
             Some(records) => self.read(cell, &records[cell.sample]),
             None => self.made(cell),
         }
-    }
-
-    fn fingerprint(prompt: &Sample) -> u64 {
-        prompt.fingerprint()
-    }
-
-    fn measure<B: Backend>(
-        &mut self,
-        engine: &mut Engine<B>,
-        cell: &Cell,
-        prompt: &Sample,
-        mode: &AttentionMode,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Row> {
-        ask::measure(engine, cell, prompt, mode, progress)
     }
 }
 

@@ -1,33 +1,31 @@
-//! Random draws for prompts: the same on every machine and in every version, so no crate for that.
+//! Random draws for prompts.
 
 use crate::fnv::fnv;
+use crate::splitmix::SplitMix64;
 
-/// Splitmix64 (Steele, Lea, Flood 2014).
+/// SplitMix64, and what prompts need of it.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct Rng(SplitMix64);
 
 impl Rng {
     /// From a seed; any is a good one.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix64::new(seed))
     }
 
     /// From what identifies a prompt: the user's seed, a task's name, and numbers such as length and sample. Prompts do
     /// not depend on which others were made before them, so a resumed run makes the same ones.
     pub fn of(seed: u64, name: &str, numbers: &[usize]) -> Self {
-        let mut state = Self(seed ^ fnv(name.as_bytes()));
+        let mut rng = Self::new(seed ^ fnv(name.as_bytes()));
         for &number in numbers {
-            state = Self(state.bits() ^ number as u64);
+            rng = Self::new(rng.bits() ^ number as u64);
         }
-        Self(state.bits())
+        Self::new(rng.bits())
     }
 
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.bits()
     }
 
     /// In `0..n`. The bias of a remainder is below 1e-11 for the sizes here.

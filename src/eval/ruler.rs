@@ -7,16 +7,14 @@
 
 mod draft;
 
+use super::ask::Questions;
 use super::data::{Data, QuestionSet};
 use super::essay::Essay;
 use super::rng::Rng;
-use super::runner::{Cell, Row, Skip, Suite};
+use super::runner::{Cell, Skip};
 use super::words;
-use super::{Form, Sample, Size, ask};
+use super::{Form, Sample, Size};
 use crate::Result;
-use crate::backend::Backend;
-use crate::engine::{Engine, Progress};
-use crate::pattern::AttentionMode;
 use crate::text::Text;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -147,9 +145,7 @@ impl Ruler {
     }
 }
 
-impl Suite for Ruler {
-    type Prompt = Sample;
-
+impl Questions for Ruler {
     fn cells(&self) -> Vec<Cell> {
         let missing: Vec<String> = self.missing().into_iter().map(|skip| skip.task).collect();
         let mut cells = Vec::new();
@@ -165,21 +161,6 @@ impl Suite for Ruler {
 
     fn prompt(&self, cell: &Cell) -> Result<Sample> {
         self.made(cell)
-    }
-
-    fn fingerprint(prompt: &Sample) -> u64 {
-        prompt.fingerprint()
-    }
-
-    fn measure<B: Backend>(
-        &mut self,
-        engine: &mut Engine<B>,
-        cell: &Cell,
-        prompt: &Sample,
-        mode: &AttentionMode,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Row> {
-        ask::measure(engine, cell, prompt, mode, progress)
     }
 }
 

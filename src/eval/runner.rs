@@ -184,7 +184,7 @@ impl Journal {
     }
 
     fn read(&mut self, path: &Path) -> Result<()> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = files::read_from(path, files::open(path)?, u64::MAX - 1)?;
         let damaged = |e: &dyn std::fmt::Display| Error::file(path, format!("expected results of `eval`: {e}"));
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| damaged(&e))?;
         let mut expected = vec![("eval", json!(self.header.eval)), ("model", json!(self.header.model))];

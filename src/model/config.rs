@@ -10,9 +10,13 @@ use super::fields::Fields;
 use super::rope::{RopeConfig, RopeScaling};
 use crate::{Error, Result};
 use refuse::refuse_what_is_not_built;
+pub(super) use scaling::stretch_factor;
 use scaling::{rope_from_json, stretched};
 use serde_json::{Map, Value};
 use std::path::Path;
+
+/// Most tokens of a sequence: kernels count positions in 32 bits.
+const MAX_POSITIONS: usize = 1 << 31;
 
 /// A decoder of the Llama kind: pre-norm, RMSNorm, rotary embedding, grouped queries, SiLU-gated MLP.
 #[derive(Clone, Debug)]
@@ -122,14 +126,14 @@ impl DecoderConfig {
             head_dim: head_dim(f, keys)?,
             ffn: f.required_count(keys.ffn, 1..=1 << 22)?,
             vocab: f.required_count(keys.vocab, 1..=1 << 24)?,
-            norm_eps: f.required_positive(keys.norm_eps)? as f32,
+            norm_eps: norm_eps(f, keys.norm_eps)?,
             qkv_bias: switch(family.qkv_bias)?,
             o_bias: switch(family.o_bias)?,
             mlp_bias: switch(family.mlp_bias)?,
             qk_norm: family.qk_norm,
             post_norms: family.post_norms,
             tied: f.flag("tie_word_embeddings")?.unwrap_or(family.tied),
-            max_positions: stretched(f.required_count(keys.max_positions, 1..=1 << 31)?, &rope.scaling),
+            max_positions: stretched(f.required_count(keys.max_positions, 1..=MAX_POSITIONS)?, &rope.scaling),
             rope,
             eos: Vec::new(),
             dual_chunk: dual_chunk(f)?,
@@ -153,10 +157,6 @@ impl DecoderConfig {
                 format!("rotated dimensions: expected an even number from 2 to head_dim {head_dim}, found {rot}");
             return Err(Error::file(path, what));
         }
-        if self.rope.base <= 1.0 {
-            let what = format!("rope_theta: expected a number above 1, found {}", self.rope.base);
-            return Err(Error::file(path, what));
-        }
         let pairs = rot / 2;
         let lists: &[(&str, &Vec<f64>)] = match &self.rope.scaling {
             RopeScaling::LongRope { short, long, .. } => &[("short_factor", short), ("long_factor", long)],
@@ -169,7 +169,18 @@ impl DecoderConfig {
                 return Err(Error::file(path, what));
             }
         }
-        Ok(())
+        self.check_rope().map_err(|what| Error::file(path, what))
+    }
+
+    /// That the rotary embedding gives usable numbers at every length, whatever its parts are called in the file.
+    fn check_rope(&self) -> Result<(), String> {
+        if self.max_positions > MAX_POSITIONS {
+            return Err(format!(
+                "{} positions after the stretch: expected at most {MAX_POSITIONS}",
+                self.max_positions
+            ));
+        }
+        self.rope.check(self.max_positions)
     }
 
     /// Width of the rows of q, k and v together.
@@ -216,6 +227,11 @@ impl Remarks {
         let name = object.get("_name_or_path").and_then(Value::as_str).filter(|name| !name.is_empty());
         Ok(Self { name: name.map(str::to_owned), sparse_attention: sparse.map(Value::to_string) })
     }
+}
+
+fn norm_eps(f: &Fields, key: &str) -> Result<f32> {
+    let eps = f.required_positive(key)? as f32;
+    if eps > 0.0 && eps < 1.0 { Ok(eps) } else { Err(f.error(key, "a number above 0 and below 1", eps)) }
 }
 
 fn object(path: &Path, text: &str) -> Result<Map<String, Value>> {
@@ -360,7 +376,7 @@ mod tests {
         assert_eq!(config.max_positions, 8192);
         config.override_rope_scaling("none").unwrap();
         assert_eq!(config.max_positions, 4096);
-        for bad in ["ntk:2", "yarn:0.5", "yarn:x"] {
+        for bad in ["ntk:2", "yarn:0.5", "yarn:x", "yarn:1e300", "linear:inf", "dynamic:NaN"] {
             assert!(config.override_rope_scaling(bad).is_err(), "{bad}");
         }
     }
@@ -442,7 +458,9 @@ mod tests {
                 "head_dim: expected it, or a multiple of num_attention_heads = 4 in hidden_size, found hidden_size = 255",
             ),
             (json!({"rms_norm_eps": 0}), "rms_norm_eps: expected a positive number, found 0"),
-            (json!({"rope_theta": 0.5}), "rope_theta: expected a number above 1, found 0.5"),
+            (json!({"rms_norm_eps": 1e300}), "rms_norm_eps: expected a number above 0 and below 1, found inf"),
+            (json!({"rope_theta": 1e300}), "rope_theta: expected a number above 1 and at most 1e15, found 1e300"),
+            (json!({"rope_theta": 0.5}), "rope_theta: expected a number above 1 and at most 1e15, found 0.5"),
             (
                 json!({"partial_rotary_factor": 0.0}),
                 "partial_rotary_factor: expected a number above 0 and at most 1, found 0",
@@ -457,7 +475,19 @@ mod tests {
             ),
             (
                 json!({"rope_scaling": {"type": "linear", "factor": 0.5}}),
-                "rope_scaling.factor: expected at least 1, found 0.5",
+                "rope_scaling.factor: expected a number from 1 to 4096, found 0.5",
+            ),
+            (
+                json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": -1}}),
+                "rope scaling: attention factor: expected 0.01 to 100, found -1.0",
+            ),
+            (
+                json!({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_slow": -1}}),
+                "rope_scaling.beta_slow: expected a number above 0 and at most beta_fast = 32, found -1",
+            ),
+            (
+                json!({"rope_scaling": {"type": "linear", "factor": 4096}, "max_position_embeddings": 1u64 << 31}),
+                "8796093022208 positions after the stretch: expected at most 2147483648",
             ),
             (json!({"rope_scaling": "linear"}), "rope_scaling: expected an object, found \"linear\""),
             (json!({"tie_word_embeddings": "no"}), "tie_word_embeddings: expected true or false, found \"no\""),
@@ -467,6 +497,10 @@ mod tests {
         let short = json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": vec![1.0; 32]}, "original_max_position_embeddings": 512});
         let text = refused("phi3", short);
         assert_eq!(text, "config.json: short_factor: expected 32 factors, one for each pair, found 1");
+        let mut lists = json!({"type": "longrope", "short_factor": vec![1.0; 32], "long_factor": vec![1.0; 32]});
+        lists["long_factor"][5] = json!(1e300);
+        let text = refused("phi3", json!({"rope_scaling": lists, "original_max_position_embeddings": 512}));
+        assert!(text.contains("rope: pair 5 turns by 2.371"), "{text}");
         for text in ["", "[1]", "{", "{\"model_type\": 5}"] {
             assert!(DecoderConfig::from_json(Path::new("config.json"), text).is_err(), "{text}");
         }

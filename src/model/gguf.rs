@@ -1,5 +1,6 @@
 //! [`DecoderConfig`] from the metadata of a GGUF file and the tensors that it has.
 
+use super::config::stretch_factor;
 use super::family::{self, Family, GGUF_KEYS};
 use super::fields::Fields;
 use super::rope::{RopeConfig, RopeScaling, longrope_attention_factor, yarn_attention_factor};
@@ -58,9 +59,13 @@ pub(super) fn read(file: &WeightFile, gguf: &Gguf) -> Result<DecoderConfig> {
 fn metadata(file: &WeightFile, gguf: &Gguf, architecture: &str) -> Result<Map<String, Value>> {
     let mut object = Map::new();
     for key in NUMBERS {
-        if let Some(number) = gguf.float(&format!("{architecture}.{key}"))? {
-            object.insert((*key).into(), number.into());
+        let full = format!("{architecture}.{key}");
+        let Some(number) = gguf.float(&full)? else { continue };
+        // JSON has no such numbers: they would read as missing.
+        if !number.is_finite() {
+            return Err(Error::file(gguf.path(), format!("metadata {full}: expected a finite number, found {number}")));
         }
+        object.insert((*key).into(), number.into());
     }
     if let Some(info) = file.info(family::GGUF_NAMES.embed)
         && info.shape.len() == 2
@@ -111,10 +116,7 @@ fn scaling(file: &WeightFile, gguf: &Gguf, f: &Fields) -> Result<RopeScaling> {
     if let Some(divisors) = factors("rope_freqs.weight")? {
         return Ok(RopeScaling::Divisors(divisors));
     }
-    let factor = || {
-        let factor = f.required_positive("rope.scaling.factor")?;
-        if factor >= 1.0 { Ok(factor) } else { Err(f.error("rope.scaling.factor", "at least 1", factor)) }
-    };
+    let factor = || stretch_factor(f, "rope.scaling.factor");
     let key = format!("{}rope.scaling.type", f.prefix);
     match gguf.str(&key)? {
         None | Some("none") => match f.number("rope.scale_linear")?.filter(|s| *s > 1.0) {

@@ -25,7 +25,7 @@ use crate::fnv::Fnv;
 use crate::pattern::{OfficialFile, PatternConfig};
 use crate::text::Text;
 use crate::weights::{Bytes, TensorInfo, WeightFile};
-use crate::{DType, Error, Result};
+use crate::{DType, Error, Result, files};
 use family::Names;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -286,7 +286,7 @@ impl Model {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+    files::utf8(path, files::read(path)?)
 }
 
 /// A path from the root: in a hub's cache the model's name stands in the middle of it.

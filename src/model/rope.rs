@@ -121,6 +121,27 @@ impl RopeConfig {
         }
     }
 
+    /// Refuses what no published model has and what would give NaN or keys that no longer know their places: bases up to
+    /// 1 or beyond 1e15, turns outside 1e-20 to 100 radians a position for sequences of up to `longest` tokens, factors on
+    /// cosine and sine outside 0.01 to 100. The error says what was found.
+    pub fn check(&self, longest: usize) -> Result<(), String> {
+        if !(self.base > 1.0 && self.base <= 1e15) {
+            return Err(format!("rope_theta: expected a number above 1 and at most 1e15, found {:?}", self.base));
+        }
+        for length in [1, longest] {
+            let turns = self.frequencies(length).into_iter().enumerate();
+            if let Some((pair, turn)) = turns.into_iter().find(|(_, turn)| !(1e-20..=100.0).contains(turn)) {
+                let expected = "expected 1e-20 to 100: check rope_theta and the scaling";
+                return Err(format!("rope: pair {pair} turns by {turn:?} radians a position, {expected}"));
+            }
+        }
+        let factor = self.attention_factor();
+        match (0.01..=100.0).contains(&factor) {
+            true => Ok(()),
+            false => Err(format!("rope scaling: attention factor: expected 0.01 to 100, found {factor:?}")),
+        }
+    }
+
     /// The same as 64-bit fractions of a turn, low word first, as the rope kernels take them: `[rotary_dim / 2, 2]`.
     pub fn turns(&self, length: usize) -> Vec<[u32; 2]> {
         let words = |t: u64| [t as u32, (t >> 32) as u32];

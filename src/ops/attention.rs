@@ -142,9 +142,9 @@ pub fn attention_skipping<B: Backend>(
     let fits = skip_softmax >= 0.0 && skip_softmax.is_finite();
     check(OP, "skip_softmax", fits, "a finite factor from 0 on", skip_softmax)?;
     shape.validate(OP, &q, &k, &v, Some(&out))?;
-    check_dtype(OP, "q", &[b.activation()], q.dtype())?;
-    check_dtype(OP, "k", &[b.activation()], k.dtype())?;
-    check_dtype(OP, "v", &[b.activation()], v.dtype())?;
+    for (what, dtype) in [("q", q.dtype()), ("k", k.dtype()), ("v", v.dtype())] {
+        check_dtype(OP, what, &[b.activation()], dtype)?;
+    }
     check_dtype(OP, "out", &[DType::F32, b.activation()], out.dtype())?;
     let l = index.layout;
     let (want, got) =
@@ -161,7 +161,7 @@ pub fn attention_skipping<B: Backend>(
     b.attention(&p, q.slice(), k.slice(), v.slice(), index.slices(), out.slice(), lse.map(|v| v.slice()))
 }
 
-/// Few queries over all their causal keys.
+/// Few queries over all their causal keys: q, k, v act under the shape's strides, out act or f32.
 pub fn decode_attention<B: Backend>(
     b: &B,
     shape: &AttentionShape,
@@ -185,7 +185,9 @@ pub fn decode_attention_with_lse<B: Backend>(
 ) -> Result<()> {
     const OP: &str = "decode_attention";
     shape.validate(OP, &q, &k, &v, Some(&out))?;
-    check_dtype(OP, "q", &[b.activation()], q.dtype())?;
+    for (what, dtype) in [("q", q.dtype()), ("k", k.dtype()), ("v", v.dtype())] {
+        check_dtype(OP, what, &[b.activation()], dtype)?;
+    }
     check_dtype(OP, "out", &[DType::F32, b.activation()], out.dtype())?;
     if let Some(lse) = &lse {
         check_shape(OP, "lse", [shape.n_heads, shape.q_len], lse.shape())?;
@@ -221,11 +223,7 @@ pub fn merge_attention<B: Backend>(
         check_dtype(OP, what, &[DType::F32], dtype)?;
     }
     let p = MergeAttentionParams { rows: n as u32, n_heads: heads as u32, head_dim: d as u32, row_stride: row as u32 };
-    let (mut part, mut out, skip) = (part.slice(), out.slice(), b.activation().bytes(column));
-    part.byte_offset += skip;
-    part.byte_len -= skip;
-    out.byte_offset += skip;
-    out.byte_len -= skip;
+    let (part, out) = (part.slice().skip(column), out.slice().skip(column));
     b.merge_attention(&p, part, [lse.slice(), part_lse.slice()], out, merged_lse.slice())
 }
 

@@ -21,8 +21,12 @@ pub fn score_last_queries<B: Backend>(
     const OP: &str = "score_last_queries";
     shape.validate(OP, &q, &k, &k, None)?;
     check_shape(OP, "plan", [shape.n_heads, 4], plan.shape())?;
-    check_shape(OP, "column_score", [shape.n_heads, shape.kv_len], column_score.shape())?;
-    check_shape(OP, "offset_score", [shape.n_heads, shape.kv_len], offset_score.shape())?;
+    check_dtype(OP, "q", &[b.activation()], q.dtype())?;
+    check_dtype(OP, "k", &[b.activation()], k.dtype())?;
+    for (what, score) in [("column_score", &column_score), ("offset_score", &offset_score)] {
+        check_shape(OP, what, [shape.n_heads, shape.kv_len], score.shape())?;
+        check_dtype(OP, what, &[DType::F32], score.dtype())?;
+    }
     let p = ScoreLastQueriesParams {
         n_heads: shape.n_heads as u32,
         n_kv_heads: shape.n_kv_heads as u32,
@@ -54,6 +58,8 @@ pub fn select_top_k<B: Backend>(
     check_shape(OP, "counts", [rows], counts.shape())?;
     check(OP, "indices", irows == rows, format!("{rows} rows"), irows)?;
     check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
+    check_dtype(OP, "counts", &[DType::U32], counts.dtype())?;
+    check_dtype(OP, "indices", &[DType::U32], indices.dtype())?;
     let p = SelectTopKParams { rows: rows as u32, len: len as u32, capacity: capacity as u32, forced: forced as u32 };
     b.select_top_k(&p, scores.slice(), counts.slice(), indices.slice())
 }
@@ -71,8 +77,9 @@ pub fn pool_blocks<B: Backend>(
     const OP: &str = "pool_blocks";
     let [heads, blocks, d] = dims(OP, "out", out.shape())?;
     check(OP, "out", blocks == len.div_ceil(BLOCK), format!("{} blocks", len.div_ceil(BLOCK)), blocks)?;
-    let last = (heads - 1) * head_stride + (len - 1) * row_stride + d;
-    check(OP, "x", last <= x.shape().elements(), format!("at least {last} elements"), x.shape().elements())?;
+    check_strided(OP, [heads, len, d], [row_stride, head_stride], x.shape())?;
+    check_dtype(OP, "x", &[b.activation()], x.dtype())?;
+    check_dtype(OP, "out", &[DType::F32], out.dtype())?;
     let p = PoolBlocksParams {
         n_heads: heads as u32,
         len: len as u32,
@@ -123,9 +130,7 @@ impl BlockBand {
             q_len: self.q_len as u32,
         })
     }
-}
 
-impl BlockBand {
     fn weigh_params(&self, op: &'static str, scores: Shape, scale: f32) -> Result<WeighBlocksParams> {
         let p = self.params(op, scores, 1, 0)?;
         Ok(WeighBlocksParams {
@@ -154,7 +159,13 @@ pub fn score_blocks<B: Backend>(
     const OP: &str = "score_blocks";
     let ([h, r, d], [kv, c, kd]) = (dims(OP, "pooled_q", pooled_q.shape())?, dims(OP, "pooled_k", pooled_k.shape())?);
     let p = band.params(OP, scores.shape(), kv, d)?;
-    check(OP, "pooled_k", kd == d && h % kv == 0, format!("[divides {h}, _, {d}]"), format!("[{kv}, {c}, {kd}]"))?;
+    check(
+        OP,
+        "pooled_k",
+        kd == d && kv > 0 && h % kv == 0,
+        format!("[divides {h}, _, {d}]"),
+        format!("[{kv}, {c}, {kd}]"),
+    )?;
     check(OP, "pooled_q", r == band.row_blocks(), format!("{} row blocks", band.row_blocks()), r)?;
     check(
         OP,
@@ -231,7 +242,7 @@ pub struct Undecided<'a, B: Backend> {
     pub offset_count: ViewMut<'a, B>,
 }
 
-/// Makes every flex head of a plan vertical-slash, block-sparse or dense.
+/// Makes every flex head of a plan vertical-slash, block-sparse or dense, and every recall head block-sparse or dense.
 pub fn settle_heads<B: Backend>(b: &B, heads: Undecided<B>) -> Result<()> {
     const OP: &str = "settle_heads";
     let [h, kv_len] = dims(OP, "column_score", heads.column_score.shape())?;
@@ -269,6 +280,8 @@ pub fn weigh_blocks<B: Backend>(
     let p = band.weigh_params(OP, scores.shape(), scale)?;
     check_shape(OP, "plan", [p.n_heads as usize, 4], plan.shape())?;
     check_shape(OP, "mass", [p.n_heads as usize, WEIGHT_BINS], mass.shape())?;
+    check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
+    check_dtype(OP, "mass", &[DType::U32], mass.dtype())?;
     b.weigh_blocks(&p, plan.slice(), scores.slice(), mass.slice())
 }
 
@@ -309,8 +322,7 @@ pub fn fold_rows<B: Backend>(
     check(OP, "out", groups == len.div_ceil(fold), format!("{} groups", len.div_ceil(fold)), groups)?;
     let d = width / fold;
     check(OP, "out", d * fold == width && d.is_multiple_of(8), format!("rows of {fold} times a multiple of 8"), width)?;
-    let last = (heads - 1) * head_stride + (len - 1) * row_stride + d;
-    check(OP, "x", last <= x.shape().elements(), format!("at least {last} elements"), x.shape().elements())?;
+    check_strided(OP, [heads, len, d], [row_stride, head_stride], x.shape())?;
     check_dtype(OP, "x", &[b.activation()], x.dtype())?;
     check_dtype(OP, "out", &[b.activation()], out.dtype())?;
     let p = FoldRowsParams {
@@ -338,8 +350,8 @@ pub fn weigh_antidiagonals<B: Backend>(
 ) -> Result<()> {
     const OP: &str = "weigh_antidiagonals";
     let of = band.params(OP, scores.shape(), 1, 0)?;
-    let (heads, rows) = (of.n_heads as usize, of.band_len as usize * (BLOCK / fold));
     check(OP, "fold", matches!(fold, 4 | 8 | 16 | 32 | 64), "a power of two from 4 to 64", fold)?;
+    let (heads, rows) = (of.n_heads as usize, of.band_len as usize * (BLOCK / fold));
     check_shape(OP, "plan", [heads, 4], plan.shape())?;
     check_shape(OP, "products", [heads, rows, groups], products.shape())?;
     check_dtype(OP, "products", &[DType::F32], products.dtype())?;

@@ -44,6 +44,25 @@ fn check(
     if ok { Ok(()) } else { Err(Error::Shape { op, what, expected: expected.into(), got: got.to_string() }) }
 }
 
+/// The elements of a view, which kernels count in 32 bits.
+fn count(op: &'static str, shape: Shape) -> Result<u32> {
+    let elements = shape.elements();
+    let (expected, got) = (format!("at most {} elements", u32::MAX), elements.to_string());
+    u32::try_from(elements).map_err(|_| Error::Shape { op, what: "x", expected, got })
+}
+
+/// That rows of heads lie within a view under `[row, head]` strides.
+fn check_strided(
+    op: &'static str,
+    [heads, len, width]: [usize; 3],
+    [row_stride, head_stride]: [usize; 2],
+    x: Shape,
+) -> Result<()> {
+    check(op, "x", heads > 0 && len > 0, "at least one row of one head", format!("{len} of {heads}"))?;
+    let last = (heads - 1) * head_stride + (len - 1) * row_stride + width;
+    check(op, "x", last <= x.elements(), format!("at least {last} elements"), x.elements())
+}
+
 /// The dimensions of a view whose rank is known.
 fn dims<const N: usize>(op: &'static str, what: &'static str, shape: Shape) -> Result<[usize; N]> {
     shape.dims().try_into().map_err(|_| Error::Shape {

@@ -68,13 +68,7 @@ pub fn rms_norm_heads<B: Backend>(
         out_stride: out_row as u32,
         eps,
     };
-    let (mut x, mut out) = (x.slice(), out.slice());
-    let (x_skip, out_skip) = (x.dtype.bytes(band.column), out.dtype.bytes(band.column));
-    x.byte_offset += x_skip;
-    x.byte_len -= x_skip;
-    out.byte_offset += out_skip;
-    out.byte_len -= out_skip;
-    b.rms_norm(&p, x, weight.slice(), out)
+    b.rms_norm(&p, x.slice().skip(band.column), weight.slice(), out.slice().skip(band.column))
 }
 
 /// How [`matmul`] writes its result.
@@ -122,11 +116,7 @@ pub fn matmul<B: Backend>(
         out_stride: out_stride as u32,
         accumulate: into.accumulate as u32,
     };
-    let mut out = out.slice();
-    let skip = out.dtype.bytes(into.column);
-    out.byte_offset += skip;
-    out.byte_len -= skip;
-    b.matmul(&p, x.slice(), w.slice(), bias.map(|v| v.slice()), out)
+    b.matmul(&p, x.slice(), w.slice(), bias.map(|v| v.slice()), out.slice().skip(into.column))
 }
 
 /// What rotates: see [`RopeParams`].
@@ -194,11 +184,7 @@ pub fn rope<B: Backend>(
         interleaved: rope.interleaved as u32,
         attention_factor: rope.attention_factor,
     };
-    let mut x = x.slice();
-    let skip = x.dtype.bytes(band.column);
-    x.byte_offset += skip;
-    x.byte_len -= skip;
-    b.rope(&p, turns.slice(), x)
+    b.rope(&p, turns.slice(), x.slice().skip(band.column))
 }
 
 /// gate_up act `[rows, 2 ffn]` (gate, then up), out act `[rows, ffn]`.
@@ -217,7 +203,7 @@ pub fn add<B: Backend>(b: &B, x: View<B>, out: ViewMut<B>) -> Result<()> {
     check_shape(OP, "x", out.shape(), x.shape())?;
     check_dtype(OP, "x", &[DType::F32, b.activation()], x.dtype())?;
     check_dtype(OP, "out", &[DType::F32], out.dtype())?;
-    b.add(&AddParams { len: x.shape().elements() as u32 }, x.slice(), out.slice())
+    b.add(&AddParams { len: count(OP, x.shape())? }, x.slice(), out.slice())
 }
 
 /// Converts element types: f32, f16, bf16 to f32 or act, same shape.
@@ -226,7 +212,7 @@ pub fn cast<B: Backend>(b: &B, x: View<B>, out: ViewMut<B>) -> Result<()> {
     check_shape(OP, "x", out.shape(), x.shape())?;
     check_dtype(OP, "x", &[DType::F32, DType::F16, DType::BF16], x.dtype())?;
     check_dtype(OP, "out", &[DType::F32, b.activation()], out.dtype())?;
-    b.cast(&CastParams { len: x.shape().elements() as u32 }, x.slice(), out.slice())
+    b.cast(&CastParams { len: count(OP, x.shape())? }, x.slice(), out.slice())
 }
 
 /// Copies the K and V bands of rows x act `[n, row]` into the caches act `[KV, capacity, D]` from `position` on.
@@ -263,12 +249,7 @@ pub fn append_kv<B: Backend>(
         capacity: capacity as u32,
         position: position as u32,
     };
-    let part = |band: HeadBand| {
-        let (mut s, skip) = (x.slice(), x.dtype().bytes(band.column));
-        s.byte_offset += skip;
-        s.byte_len -= skip;
-        s
-    };
+    let part = |band: HeadBand| x.slice().skip(band.column);
     b.append_kv(&p, part(k), part(v), k_cache.slice(), v_cache.slice())
 }
 

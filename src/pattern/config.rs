@@ -163,12 +163,8 @@ impl PatternConfig {
     /// From an official file. Errors name file, layer and head.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-        if bytes > MAX_FILE_BYTES {
-            let what = format!("pattern file: expected at most {MAX_FILE_BYTES} bytes, found {bytes}");
-            return Err(Error::file(path, what));
-        }
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let bytes = crate::files::read_from(path, file, MAX_FILE_BYTES)?;
         serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("pattern file: {e}")))
     }
 

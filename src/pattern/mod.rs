@@ -92,7 +92,7 @@ pub enum HeadPattern {
     XAttention {
         /// Keys from one antidiagonal to the next: 4, 8, 16, 32 or 64.
         stride: usize,
-        /// The part of the mass, above 0, at most 1.
+        /// The part of the mass, above 0, at most 1. The first block and the diagonal come on top of it.
         threshold: f32,
     },
     /// Dense on prompts too short for sparsity to pay on the device, and [`Self::AUTO`] on longer ones. With an engine's

@@ -14,7 +14,7 @@ mod tiktoken;
 pub use stream::TokenStream;
 
 use crate::weights::{Gguf, WeightFile};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -55,11 +55,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::File`] that names the file to get where there is neither, and for damaged files.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let read = |name: &str| match std::fs::read(dir.join(name)) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io(dir.join(name), e)),
-        };
+        let read = |name: &str| files::read_if_there(&dir.join(name));
         let config = match read("tokenizer_config.json")? {
             Some(bytes) => Config::parse(&dir.join("tokenizer_config.json"), &bytes)?,
             None => Config::default(),
@@ -85,8 +81,7 @@ impl Tokenizer {
 
     /// A `tokenizer.json` alone; its own post-processor says what goes around a text.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        Self::from_json(path, &bytes)
+        Self::from_json(path, &files::read(path)?)
     }
 
     /// The bytes of a `tokenizer.json` and, where there is one, of its `tokenizer_config.json`, such as those built

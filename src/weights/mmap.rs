@@ -3,7 +3,6 @@
 #![allow(unsafe_code)]
 
 use crate::{Error, Result};
-use std::fs::File;
 use std::path::Path;
 
 /// Bytes of a weight file, wherever they live.
@@ -17,14 +16,14 @@ pub enum Bytes {
 }
 
 impl Bytes {
-    /// Maps a file for reading. An empty file gives no bytes; a file that cannot be mapped is [`Error::Io`].
+    /// Maps a file for reading. An empty file gives no bytes; a file that cannot be mapped is [`Error::Io`], and what is no file
+    /// [`Error::File`].
     ///
     /// The file must not be changed while it is mapped: a writer that truncates it makes reads fail with a signal, as
     /// with every program that maps its weights. Downloaders write to another name and rename, which is safe.
     pub fn map(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let meta = file.metadata().map_err(|e| Error::io(path, e))?;
-        if meta.is_file() && meta.len() == 0 {
+        let file = crate::files::open(path)?;
+        if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
             return Ok(Self::Owned(Vec::new()));
         }
         // SAFETY: the mapping is read-only and private to this value. Its bytes are only ever read as plain numbers

@@ -150,7 +150,7 @@ impl WeightFile {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = std::fs::read(index).map_err(|e| Error::io(index, e))?;
+        let text = crate::files::read(index)?;
         let Index { weight_map } = serde_json::from_slice(&text).map_err(|e| Error::file(index, e.to_string()))?;
         let dir = index.parent().unwrap_or(Path::new("."));
         let mut file = Self::empty(dir);

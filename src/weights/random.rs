@@ -1,5 +1,6 @@
 //! Random weights, for latency runs of shapes without a checkpoint.
 
+use crate::splitmix::{STEP, SplitMix64};
 use crate::{DType, Error, Result};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -42,9 +43,9 @@ fn plain<const N: usize>(out: &mut [u8], seed: u64, level: impl Fn(u8) -> [u8; N
     let levels: [[u8; N]; 256] = std::array::from_fn(|i| level(i as u8));
     let elements = out.as_chunks_mut::<N>().0;
     elements.par_chunks_mut(CHUNK).enumerate().for_each(|(i, chunk)| {
-        let mut rng = Rng::of_chunk(seed, i);
+        let mut rng = rng_of_chunk(seed, i);
         for run in chunk.chunks_mut(8) {
-            let choice = rng.next().to_le_bytes();
+            let choice = rng.bits().to_le_bytes();
             run.iter_mut().zip(choice).for_each(|(element, byte)| *element = levels[usize::from(byte)]);
         }
     });
@@ -53,9 +54,9 @@ fn plain<const N: usize>(out: &mut [u8], seed: u64, level: impl Fn(u8) -> [u8; N
 /// Blocks of random bytes with `fixed` written over them: places and bytes.
 fn quantized(out: &mut [u8], seed: u64, dtype: DType, fixed: &[(usize, Vec<u8>)]) {
     out.par_chunks_mut(dtype.bytes(CHUNK)).enumerate().for_each(|(i, chunk)| {
-        let mut rng = Rng::of_chunk(seed, i);
+        let mut rng = rng_of_chunk(seed, i);
         for run in chunk.chunks_mut(8) {
-            run.copy_from_slice(&rng.next().to_le_bytes()[..run.len()]);
+            run.copy_from_slice(&rng.bits().to_le_bytes()[..run.len()]);
         }
         for block in chunk.chunks_exact_mut(dtype.block_bytes()) {
             fixed.iter().for_each(|(at, bytes)| block[*at..*at + bytes.len()].copy_from_slice(bytes));
@@ -93,18 +94,7 @@ fn scales(scale: u8, min: u8) -> [u8; 12] {
     [s, s, s, s, m, m, m, m, low, low, low, low]
 }
 
-/// splitmix64: a counter through a mixing function, so any start value is a good one.
-struct Rng(u64);
-
-impl Rng {
-    fn of_chunk(seed: u64, chunk: usize) -> Self {
-        Self(seed ^ (chunk as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
+/// The draws of one chunk.
+fn rng_of_chunk(seed: u64, chunk: usize) -> SplitMix64 {
+    SplitMix64::new(seed ^ (chunk as u64 + 1).wrapping_mul(STEP))
 }

@@ -90,7 +90,7 @@ impl Meter {
 
 /// Bytes that programs can still get on this system, where it tells (Linux: available memory, and the control
 /// group's limit where one is set).
-pub(super) fn available() -> Option<u64> {
+pub fn available_memory() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

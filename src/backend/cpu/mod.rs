@@ -44,7 +44,7 @@ mod simd;
 mod tile;
 mod weigh_blocks;
 
-pub use memory::Buffer;
+pub use memory::{Buffer, available_memory};
 
 use super::params::*;
 use super::{Backend, DeviceInfo, IndexChoice, IndexSlices, IndexSlicesMut, MemoryStats, Slice, SliceMut};
@@ -62,7 +62,7 @@ pub struct Cpu {
 impl Cpu {
     /// With whatever memory the system says is available now.
     pub fn new() -> Self {
-        Self::with_memory_limit(memory::available().unwrap_or(0))
+        Self::with_memory_limit(available_memory().unwrap_or(0))
     }
 
     /// Refuses to hold more than this many bytes; 0 sets no limit.

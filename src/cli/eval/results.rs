@@ -292,9 +292,9 @@ impl<'a> Report<'a> {
     }
 
     pub fn plot(&self, path: &Path, about: &str) -> Result<()> {
+        let title = format!("{}: {about}", self.what.title());
         let y_label = match self.what {
-            What::Needle => return plot::save(path, &format!("Needle in a haystack: {about}"), &self.maps()),
-            What::InfiniteBench => return plot::save(path, &format!("InfiniteBench: {about}"), &self.maps()),
+            What::Needle | What::InfiniteBench => return plot::save(path, &title, &self.maps()),
             What::Ruler => "mean score",
             What::Perplexity => "perplexity",
             What::Latency => "seconds of pre-fill",
@@ -315,7 +315,7 @@ impl<'a> Report<'a> {
         plot::save_curves(
             path,
             &Curves {
-                title: about.to_string(),
+                title,
                 x_label: "tokens".into(),
                 y_label: y_label.into(),
                 lines: self.modes.iter().map(line).collect(),

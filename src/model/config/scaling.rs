@@ -3,17 +3,28 @@
 use super::super::family::Family;
 use super::super::fields::Fields;
 use super::super::rope::{RopeConfig, RopeScaling, longrope_attention_factor, yarn_attention_factor};
-use super::{DecoderConfig, head_dim};
+use super::{DecoderConfig, MAX_POSITIONS, head_dim};
 use crate::{Error, Result};
 use serde_json::Map;
+
+/// Factors that a model may be stretched by: published ones end at 64.
+const STRETCH: std::ops::RangeInclusive<f64> = 1.0..=4096.0;
+
+/// A factor of [`STRETCH`] that must be there.
+pub(in super::super) fn stretch_factor(f: &Fields, key: &str) -> Result<f64> {
+    let factor = f.required_positive(key)?;
+    let expected = || format!("a number from {} to {}", STRETCH.start(), STRETCH.end());
+    if STRETCH.contains(&factor) { Ok(factor) } else { Err(f.error(key, &expected(), factor)) }
+}
 
 impl DecoderConfig {
     /// Replaces the checkpoint's RoPE scaling: `yarn:FACTOR`, `linear:FACTOR`, `dynamic:FACTOR`, `none`, each from the
     /// positions that the model was trained on.
     pub fn override_rope_scaling(&mut self, text: &str) -> Result<()> {
         let (kind, factor) = text.split_once(':').unwrap_or((text, "1"));
-        let factor: f64 = factor.parse().ok().filter(|f: &f64| f.is_finite() && *f >= 1.0).ok_or_else(|| {
-            Error::invalid(format!("rope scaling {text:?}: expected a factor of at least 1, found {factor:?}"))
+        let factor: f64 = factor.parse().ok().filter(|f| STRETCH.contains(f)).ok_or_else(|| {
+            let (least, most) = (STRETCH.start(), STRETCH.end());
+            Error::invalid(format!("rope scaling {text:?}: expected a factor from {least} to {most}, found {factor:?}"))
         })?;
         let original = match &self.rope.scaling {
             RopeScaling::Dynamic { original, .. }
@@ -34,7 +45,7 @@ impl DecoderConfig {
             }
         };
         self.max_positions = stretched(original, &self.rope.scaling);
-        Ok(())
+        self.check_rope().map_err(|what| Error::invalid(format!("rope scaling {text:?}: {what}")))
     }
 }
 
@@ -93,19 +104,16 @@ fn scaling_from_json(f: &Fields, s: &Fields, family: &Family) -> Result<RopeScal
         Some(kind) => kind,
         None => s.text("type")?.unwrap_or("default"),
     };
-    let max_positions = f.required_count(family.keys.max_positions, 1..=1 << 31)?;
+    let max_positions = f.required_count(family.keys.max_positions, 1..=MAX_POSITIONS)?;
     let stated = match s.count("original_max_position_embeddings")? {
         Some(n) => Some(n),
         None => f.count("original_max_position_embeddings")?,
     };
-    if let Some(n) = stated.filter(|n| *n < 2) {
-        return Err(s.error("original_max_position_embeddings", "at least 2", n));
+    if let Some(n) = stated.filter(|n| !(2..=MAX_POSITIONS).contains(n)) {
+        return Err(s.error("original_max_position_embeddings", &format!("2 to {MAX_POSITIONS}"), n));
     }
     let original = stated.unwrap_or(max_positions);
-    let factor = || {
-        let factor = s.required_positive("factor")?;
-        if factor >= 1.0 { Ok(factor) } else { Err(s.error("factor", "at least 1", factor)) }
-    };
+    let factor = || stretch_factor(s, "factor");
     Ok(match kind {
         "default" | "none" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: factor()? },
@@ -127,11 +135,17 @@ fn scaling_from_json(f: &Fields, s: &Fields, family: &Family) -> Result<RopeScal
                     }
                     _ => yarn_attention_factor(factor, 1.0),
                 };
+            let (beta_fast, beta_slow) =
+                (s.number("beta_fast")?.unwrap_or(32.0), s.number("beta_slow")?.unwrap_or(1.0));
+            if !(beta_slow > 0.0 && beta_fast >= beta_slow) {
+                let expected = format!("a number above 0 and at most beta_fast = {beta_fast}");
+                return Err(s.error("beta_slow", &expected, beta_slow));
+            }
             RopeScaling::Yarn {
                 factor,
                 original,
-                beta_fast: s.number("beta_fast")?.unwrap_or(32.0),
-                beta_slow: s.number("beta_slow")?.unwrap_or(1.0),
+                beta_fast,
+                beta_slow,
                 truncate: s.flag("truncate")?.unwrap_or(true),
                 attention_factor,
             }
