@@ -227,92 +227,75 @@ impl FromStr for HeadPattern {
     fn from_str(text: &str) -> Result<Self> {
         let mut parts = text.split(':');
         let name = parts.next().unwrap_or_default();
-        let arguments: Vec<&str> = parts.collect();
+        let unknown = || Error::invalid(format!("unknown pattern {text:?}: expected {GRAMMAR}"));
+        let form = GRAMMAR.split(" | ").find(|form| form.split(':').next() == Some(name)).ok_or_else(unknown)?;
+        let given = Arguments { text, form, given: parts.collect() };
+        given.check_count()?;
         match name {
-            "dense" => arguments_of(text, "dense", arguments).map(|[]| Self::Dense),
-            "auto" => arguments_of(text, "auto", arguments).map(|[]| Self::Auto),
-            "a_shape" => arguments_of(text, "a_shape:N_INIT:N_LOCAL", arguments)
-                .map(|[n_init, n_local]| Self::AShape { n_init, n_local }),
-            "vertical_slash" => arguments_of(text, "vertical_slash:V:S", arguments)
-                .map(|[columns, offsets]| Self::VerticalSlash { columns, offsets }),
-            "block_sparse" => {
-                arguments_of(text, "block_sparse:TOP_K", arguments).map(|[top_k]| Self::BlockSparse { top_k })
+            "dense" => Self::Dense,
+            "auto" => Self::Auto,
+            "a_shape" => Self::AShape { n_init: given.count(0)?, n_local: given.count(1)? },
+            "tri_shape" => {
+                Self::TriShape { n_init: given.count(0)?, n_local: given.count(1)?, n_last: given.count(2)? }
             }
-            "tri_shape" => arguments_of(text, "tri_shape:N_INIT:N_LOCAL:N_LAST", arguments)
-                .map(|[n_init, n_local, n_last]| Self::TriShape { n_init, n_local, n_last }),
-            "flex" => match *arguments.as_slice() {
-                [gamma] => Ok((gamma, Self::FLEX_TAU)),
-                [gamma, tau] => fraction_of(text, "flex:GAMMA[:TAU]", tau).map(|tau| (gamma, tau)),
-                _ => {
-                    let got = arguments.len();
-                    Err(Error::invalid(format!("pattern {text:?}: expected flex:GAMMA[:TAU], got {got} arguments")))
-                }
+            "vertical_slash" => Self::VerticalSlash { columns: given.count(0)?, offsets: given.count(1)? },
+            "block_sparse" => Self::BlockSparse { top_k: given.count(0)? },
+            "flex" => {
+                Self::Flex { gamma: given.part(0)?, tau: given.part_or(1, Self::FLEX_TAU)?, budget: Self::FLEX_BUDGET }
             }
-            .and_then(|(gamma, tau)| {
-                let gamma = fraction_of(text, "flex:GAMMA[:TAU]", gamma)?;
-                Ok(Self::Flex { gamma, tau, budget: Self::FLEX_BUDGET })
-            }),
-            "threshold" => match *arguments.as_slice() {
-                [alpha] => fraction_of(text, "threshold:ALPHA", alpha).map(|alpha| Self::Threshold { alpha }),
-                _ => {
-                    let got = arguments.len();
-                    Err(Error::invalid(format!("pattern {text:?}: expected threshold:ALPHA, got {got} arguments")))
-                }
-            },
-            "recall" => match *arguments.as_slice() {
-                [floor] => Ok((floor, Self::RECALL_ALPHA)),
-                [floor, alpha] => fraction_of(text, "recall:FLOOR[:ALPHA]", alpha).map(|alpha| (floor, alpha)),
-                _ => {
-                    let got = arguments.len();
-                    Err(Error::invalid(format!("pattern {text:?}: expected recall:FLOOR[:ALPHA], got {got} arguments")))
-                }
-            }
-            .and_then(|(floor, alpha)| {
-                fraction_of(text, "recall:FLOOR[:ALPHA]", floor).map(|floor| Self::Recall { floor, alpha })
-            }),
-            "xattention" => match *arguments.as_slice() {
-                [stride, threshold] => {
-                    let form = "xattention:STRIDE:THRESHOLD";
-                    let threshold = fraction_of(text, form, threshold)?;
-                    arguments_of(text, form, vec![stride]).map(|[stride]| Self::XAttention { stride, threshold })
-                }
-                _ => {
-                    let got = arguments.len();
-                    let what = format!("pattern {text:?}: expected xattention:STRIDE:THRESHOLD, got {got} arguments");
-                    Err(Error::invalid(what))
-                }
-            },
-            _ => return Err(Error::invalid(format!("unknown pattern {text:?}: expected {GRAMMAR}"))),
-        }?
+            "threshold" => Self::Threshold { alpha: given.part(0)? },
+            "recall" => Self::Recall { floor: given.part(0)?, alpha: given.part_or(1, Self::RECALL_ALPHA)? },
+            "xattention" => Self::XAttention { stride: given.count(0)?, threshold: given.part(1)? },
+            _ => return Err(unknown()),
+        }
         .checked()
     }
 }
 
-/// One decimal fraction.
-fn fraction_of(text: &str, form: &str, argument: &str) -> Result<f32> {
-    // `parse` alone would take "inf", "1e3" and "+1" as well.
-    let digits = !argument.is_empty() && argument.bytes().all(|c| c.is_ascii_digit() || c == b'.');
-    argument.parse().ok().filter(|_| digits).ok_or_else(|| {
-        Error::invalid(format!("pattern {text:?}: expected {form}, got {argument:?} where a number belongs"))
-    })
+/// What stands behind a pattern's name, and the form of [`GRAMMAR`] that it should have.
+struct Arguments<'a> {
+    text: &'a str,
+    form: &'static str,
+    given: Vec<&'a str>,
 }
 
-/// Exactly `N` decimal numbers.
-fn arguments_of<const N: usize>(text: &str, form: &str, arguments: Vec<&str>) -> Result<[usize; N]> {
-    let numbers: Vec<usize> = arguments
-        .iter()
-        .map(|a| {
-            // `parse` alone would take "+5" as well.
-            let digits = !a.is_empty() && a.bytes().all(|c| c.is_ascii_digit());
-            a.parse().ok().filter(|_| digits).ok_or_else(|| {
-                Error::invalid(format!("pattern {text:?}: expected {form}, got {a:?} where a number belongs"))
-            })
+impl Arguments<'_> {
+    fn check_count(&self) -> Result<()> {
+        let most = self.form.matches(':').count();
+        let least = most - self.form.matches('[').count();
+        match self.given.len() {
+            found if (least..=most).contains(&found) => Ok(()),
+            found => {
+                let Self { text, form, .. } = self;
+                let expected = if least < most { format!("{least} or {most}") } else { most.to_string() };
+                let what = format!("pattern {text:?}: expected {form} ({expected} arguments), got {found}");
+                Err(Error::invalid(what))
+            }
+        }
+    }
+
+    /// A decimal number.
+    fn count(&self, at: usize) -> Result<usize> {
+        self.number(at, |c| c.is_ascii_digit())
+    }
+
+    /// A decimal fraction.
+    fn part(&self, at: usize) -> Result<f32> {
+        self.number(at, |c| c.is_ascii_digit() || c == b'.')
+    }
+
+    fn part_or(&self, at: usize, default: f32) -> Result<f32> {
+        if at < self.given.len() { self.part(at) } else { Ok(default) }
+    }
+
+    /// A number of these characters: `parse` alone would take "inf", "1e3" and "+1" as well.
+    fn number<T: FromStr>(&self, at: usize, allowed: fn(u8) -> bool) -> Result<T> {
+        let (Self { text, form, .. }, argument) = (self, self.given[at]);
+        let plain = !argument.is_empty() && argument.bytes().all(allowed);
+        argument.parse().ok().filter(|_| plain).ok_or_else(|| {
+            Error::invalid(format!("pattern {text:?}: expected {form}, got {argument:?} where a number belongs"))
         })
-        .collect::<Result<_>>()?;
-    let got = numbers.len();
-    numbers
-        .try_into()
-        .map_err(|_| Error::invalid(format!("pattern {text:?}: expected {form} ({N} arguments), got {got}")))
+    }
 }
 
 /// How the heads of a model attend during pre-fill.
@@ -483,7 +466,7 @@ mod tests {
         assert!(error("vertical_slash:0:10").contains("columns"));
         assert!(error("vertical_slash:10:16777217").contains("offsets"));
         assert!(error("tri_shape:8:512").contains("(3 arguments), got 2"));
-        assert!(error("flex").contains("got 0 arguments"));
+        assert!(error("flex").contains("(1 or 2 arguments), got 0"));
         assert!(error("flex:1.5").contains("gamma: expected above 0 and at most 1, got 1.5"));
         assert!(error("flex:0").contains("gamma"));
         assert!(error("flex:0.9:2").contains("tau: expected 0 to 1, got 2"));
