@@ -1,7 +1,6 @@
-// Makes every flex head vertical-slash, block-sparse or dense, and every recall head block-sparse or dense. Flex
-// (FlexPrefill, algorithm 2): block-sparse where the softmax of
-// the block scores comes closer than tau to the real attention of the last queries, by the square root of the
-// Jensen-Shannon divergence.
+// Makes every flex head vertical-slash, block-sparse or dense, and every recall head block-sparse or dense. Flex (FlexPrefill,
+// algorithm 2): block-sparse where the softmax of the block scores comes closer than tau to the real attention of the last
+// queries, by the square root of the Jensen-Shannon divergence.
 //
 // One group a head: over key blocks the largest score, the sum under it, the divergence.
 struct Params {

@@ -144,30 +144,23 @@ impl HeadGroup {
     /// The group's queries. This and the others panic where the layer's tensor ends before the group's part begins, as
     /// slices do; [`attend`] has checked that it does not.
     pub fn q<'a, B: Backend>(&self, q: View<'a, B>) -> View<'a, B> {
-        from_element(q, self.heads.start * self.shape.q_stride[1])
+        q.from_element(self.heads.start * self.shape.q_stride[1])
     }
 
     /// The group's keys.
     pub fn k<'a, B: Backend>(&self, k: View<'a, B>) -> View<'a, B> {
-        from_element(k, self.first_kv_head * self.shape.k_stride[1])
+        k.from_element(self.first_kv_head * self.shape.k_stride[1])
     }
 
     /// The group's values.
     pub fn v<'a, B: Backend>(&self, v: View<'a, B>) -> View<'a, B> {
-        from_element(v, self.first_kv_head * self.shape.v_stride[1])
+        v.from_element(self.first_kv_head * self.shape.v_stride[1])
     }
 
     /// The group's part of the output.
     pub fn out<'a, B: Backend>(&self, out: &'a mut ViewMut<'_, B>) -> ViewMut<'a, B> {
-        let (elements, skip) = (out.shape().elements(), self.heads.start * self.shape.out_stride[1]);
-        out.reborrow().reshape([elements]).rows(skip..elements)
+        out.reborrow().from_element(self.heads.start * self.shape.out_stride[1])
     }
-}
-
-/// A view from its element `skip` on.
-pub(crate) fn from_element<B: Backend>(view: View<'_, B>, skip: usize) -> View<'_, B> {
-    let elements = view.shape().elements();
-    view.reshape([elements]).rows(skip..elements)
 }
 
 /// Attention mass that a sparse computation keeps of the dense one, the mean over each head's rows:

@@ -96,6 +96,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| file.write_all(bytes))
 }
 
+/// [`write`] into a cache, whose directory is made where it is missing. What cannot be kept is made again: no error.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub fn keep(path: &Path, bytes: &[u8]) {
+    if path.parent().is_some_and(|dir| std::fs::create_dir_all(dir).is_ok()) {
+        let _ = write(path, bytes);
+    }
+}
+
 /// [`write`] for content that is made on the way.
 pub fn write_with(path: &Path, content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let io = |source| Error::io(path, source);

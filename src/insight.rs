@@ -7,7 +7,7 @@ use crate::estimate::AttentionOptions;
 use crate::model::{AttentionCall, Watch};
 use crate::ops::AttentionShape;
 use crate::pattern::{AttentionMode, HeadPattern};
-use crate::tensor::{Tensor, View};
+use crate::tensor::Tensor;
 use crate::{DType, Result};
 
 /// Row blocks of a call that are compared with dense attention, the last one among them.
@@ -54,11 +54,6 @@ fn relative([difference, norm]: [f64; 2]) -> f64 {
     if norm > 0.0 { (difference / norm).sqrt() } else { difference.sqrt() }
 }
 
-fn from_row<'a, B: Backend>(q: View<'a, B>, shape: &AttentionShape, row: usize) -> View<'a, B> {
-    let (elements, skip) = (q.shape().elements(), row * shape.q_stride[0]);
-    q.reshape([elements]).rows(skip..elements)
-}
-
 impl<B: Backend> Watch<B> for Insight<'_> {
     fn attention(&mut self, b: &B, layer: usize, call: &AttentionCall<B>) -> Result<()> {
         let s = call.shape;
@@ -87,7 +82,7 @@ impl<B: Backend> Watch<B> for Insight<'_> {
             let mut dense_out = Tensor::alloc(b, DType::F32, [m, heads * d])?;
             let mut dense_lse = Tensor::alloc(b, DType::F32, [heads, m])?;
             let dense = vec![HeadPattern::Dense; heads];
-            let qkv = [from_row(call.q, &s, first), call.k, call.v];
+            let qkv = [call.q.from_element(first * s.q_stride[0]), call.k, call.v];
             let results = (dense_out.view_mut(), Some(dense_lse.view_mut()));
             attend_with(b, &dense, &part, qkv, results.0, results.1, AttentionOptions::EXACT)?;
             let dense_lse = dense_lse.to_f32(b)?;

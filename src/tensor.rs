@@ -218,6 +218,12 @@ impl<'a, B: Backend> View<'a, B> {
         View { slice: Slice { byte_offset: self.slice.byte_offset + offset, byte_len, ..self.slice }, shape }
     }
 
+    /// The elements from one on, in one dimension. Panics where there are fewer.
+    pub fn from_element(self, first: usize) -> View<'a, B> {
+        let elements = self.shape.elements();
+        self.reshape([elements]).rows(first..elements)
+    }
+
     /// The same elements under other dimensions. Panics where their number differs.
     pub fn reshape(self, shape: impl Into<Shape>) -> View<'a, B> {
         let shape = shape.into();
@@ -253,6 +259,12 @@ impl<'a, B: Backend> ViewMut<'a, B> {
     pub fn rows(self, rows: Range<usize>) -> ViewMut<'a, B> {
         let (shape, offset, byte_len) = part(self.shape, self.slice.dtype, rows);
         ViewMut { slice: SliceMut { byte_offset: self.slice.byte_offset + offset, byte_len, ..self.slice }, shape }
+    }
+
+    /// The elements from one on, in one dimension. Panics where there are fewer.
+    pub fn from_element(self, first: usize) -> ViewMut<'a, B> {
+        let elements = self.shape.elements();
+        self.reshape([elements]).rows(first..elements)
     }
 
     /// The same elements under other dimensions. Panics where their number differs.

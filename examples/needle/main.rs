@@ -37,6 +37,9 @@ use std::time::Instant;
 const DEFAULT_MODES: [&str; 5] =
     ["dense", "a_shape:128:1024", "vertical_slash:100:800", "vertical_slash:1000:6096", "block_sparse:100"];
 
+/// Most depths, and most needles for each cell of the grid.
+const MOST: u64 = 1000;
+
 /// Cells on a side of the pictures in the terminal.
 const PICTURE: usize = 24;
 
@@ -99,8 +102,29 @@ fn main() -> ExitCode {
     }
 }
 
+impl Args {
+    /// Refuses numbers beyond reason, and a place that cannot be written, before any work.
+    fn check(&self, model: &Model) -> Result<()> {
+        let most = model.config.max_positions;
+        if let Some(length) = self.length.iter().chain(&self.lengths).find(|n| !(1..=most).contains(*n)) {
+            let what = format!("length: expected 1 to {most}, what {} is made for, found {length}", model.name);
+            return Err(Error::invalid(what));
+        }
+        if !(0.0..=100.0).contains(&self.depth) {
+            return Err(Error::invalid(format!("--depth: expected 0 to 100, found {}", self.depth)));
+        }
+        for (name, value) in [("--depths", self.depths as u64), ("--rounds", self.rounds)] {
+            if !(1..=MOST).contains(&value) {
+                return Err(Error::invalid(format!("{name}: expected 1 to {MOST}, found {value}")));
+            }
+        }
+        self.plot.as_deref().map_or(Ok(()), plot::check_place)
+    }
+}
+
 fn run(args: &Args) -> Result<()> {
     let model = open_model(&args.model)?;
+    args.check(&model)?;
     let size = (model.name.as_str(), model.config.n_layers, model.config.n_heads);
     let names: Vec<&str> = match args.attention.is_empty() {
         true => DEFAULT_MODES.to_vec(),
@@ -174,14 +198,13 @@ fn cells<B: Backend>(args: &Args, engine: &mut Engine<B>, test: &NeedleTest, mod
         false => args.lengths.clone(),
     };
     let depths: Vec<f64> = match args.depths {
-        0 => return Err(Error::invalid("--depths: expected at least 1, found 0")),
         1 => vec![args.depth],
         n => (0..n).map(|i| 100.0 * i as f64 / (n - 1) as f64).collect(),
     };
     let mut cells = Vec::new();
     for &length in &lengths {
         for &depth in &depths {
-            cells.extend((0..args.rounds).map(|round| Cell { length, depth, seed: args.seed + round }));
+            cells.extend((0..args.rounds).map(|round| Cell { length, depth, seed: args.seed.wrapping_add(round) }));
         }
     }
     Ok(cells)
@@ -207,7 +230,7 @@ fn heading<B: Backend>(args: &Args, engine: &Engine<B>, cells: &[Cell]) -> Strin
             needle.question()
         );
     } else {
-        let seeds = format!("seeds {} to {}", args.seed, args.seed + args.rounds.saturating_sub(1));
+        let seeds = format!("seeds {} to {}", args.seed, args.seed.wrapping_add(args.rounds - 1));
         out += &format!("haystack  Northanger Abbey, {} prompts, {seeds}\n", cells.len());
     }
     out + "\n"

@@ -41,18 +41,18 @@ enum BenchCommand {
 /// Flags that both have.
 #[derive(Clone, Debug, Args)]
 struct Common {
-    /// auto, cpu, wgpu, wgpu:N, cuda or cuda:N; repeatable: rows of each, `not run` where it is absent.
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    device: Vec<DeviceChoice>,
-    /// How activations, keys and values are stored: auto, f32 (cpu), f16 or bf16. auto on CUDA is f16 for a checkpoint in
-    /// f16, else bf16.
-    #[arg(long, default_value = "auto", value_name = "TYPE")]
-    dtype: DtypeChoice,
-    #[command(flatten)]
-    wgpu: WgpuArgs,
     /// How rows are printed.
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
+    /// auto, cpu, wgpu, wgpu:N, cuda or cuda:N; repeatable: rows of each, `not run` where it is absent.
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help_heading = "Device")]
+    device: Vec<DeviceChoice>,
+    /// How activations, keys and values are stored: auto, f32 (cpu), f16 or bf16. auto on CUDA is f16 for a checkpoint in
+    /// f16, else bf16.
+    #[arg(long, default_value = "auto", value_name = "TYPE", help_heading = "Device")]
+    dtype: DtypeChoice,
+    #[command(flatten)]
+    wgpu: WgpuArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

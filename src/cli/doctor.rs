@@ -57,6 +57,7 @@ pub fn doctor(console: &Console) -> Result<()> {
         });
     }
     findings.extend(missing(&all));
+    findings.extend(missing_cuda(&all, &quiet));
     report(&findings, console);
     match findings.iter().filter(|f| !f.ok && f.advice.starts_with("wrong")).count() {
         0 => Ok(()),
@@ -77,7 +78,7 @@ fn builds() -> Finding {
     Finding { what: "this program".into(), ok: true, detail, advice: String::new() }
 }
 
-/// What is not there at all, and how to get it.
+/// What is not there at all for wgpu, and how to get it.
 fn missing(devices: &[DeviceInfo]) -> Vec<Finding> {
     let mut out = Vec::new();
     let mut adapters = devices.iter().filter(|d| d.backend == "wgpu").peekable();
@@ -93,6 +94,23 @@ fn missing(devices: &[DeviceInfo]) -> Vec<Finding> {
         out.push(Finding { what: "GPU for wgpu".into(), ok: false, detail: detail.into(), advice: advice.into() });
     }
     out
+}
+
+/// Why there is no CUDA where there could be.
+fn missing_cuda(devices: &[DeviceInfo], console: &Console) -> Option<Finding> {
+    let finding = |detail: String, advice: &str| {
+        Some(Finding { what: "GPU for CUDA".into(), ok: false, detail, advice: advice.into() })
+    };
+    if devices.iter().any(|d| d.backend == "cuda") {
+        return None;
+    }
+    if !cfg!(feature = "cuda") {
+        let nvidia = devices.iter().any(|d| d.backend == "wgpu" && d.name.to_ascii_lowercase().contains("nvidia"));
+        let detail = "this program was built without CUDA";
+        return if nvidia { finding(detail.into(), "build it with `--features cuda`") } else { None };
+    }
+    let why = with_device(&on(DeviceChoice::Cuda(None)), console, Sample).err()?;
+    finding(why.to_string(), "install the NVIDIA driver and the CUDA toolkit's libraries (NVRTC, cuBLASLt)")
 }
 
 fn report(findings: &[Finding], console: &Console) {

@@ -31,8 +31,8 @@ pub(super) fn settle<B: Backend>(
 
     // the last queries' mean against the means of all key blocks
     let mut mean = Tensor::alloc(b, DType::F32, [heads, 1, shape.head_dim])?;
-    let (elements, skip) = (q.shape().elements(), (shape.q_len - last) * shape.q_stride[0]);
-    ops::pool_blocks(b, q.reshape([elements]).rows(skip..elements), last, shape.q_stride, false, mean.view_mut())?;
+    let q = q.from_element((shape.q_len - last) * shape.q_stride[0]);
+    ops::pool_blocks(b, q, last, shape.q_stride, false, mean.view_mut())?;
     let flex = |head: &HeadPlan| matches!(head.kind, HeadPlan::FLEX | HeadPlan::FIT).then_some(HeadPlan::BLOCK_SPARSE);
     let flex = Tensor::from_slice(b, DType::U32, [heads, 4], &plan.table(flex))?;
     if share > 1 {

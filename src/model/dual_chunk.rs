@@ -17,7 +17,7 @@
 
 use super::DecoderConfig;
 use super::config::DualChunk;
-use crate::attention::{Computed, HeadGroup, from_element};
+use crate::attention::{Computed, HeadGroup};
 use crate::backend::Backend;
 use crate::estimate::{AttentionOptions, IndexLimits, estimate_with, head_groups};
 use crate::index::SparseIndex;
@@ -262,7 +262,7 @@ impl<B: Backend> DualLayer<'_, B> {
             // The last key of the span stands where the query does, so that all of them are seen.
             let shape = AttentionShape { q_start: span.len() - 1, kv_len: span.len(), ..self.shape };
             let q = turned.view().rows(0..1);
-            let (k, v) = (from_element(self.k, span.start * d), from_element(self.v, span.start * d));
+            let (k, v) = (self.k.from_element(span.start * d), self.v.from_element(span.start * d));
             let (into, into_lse) = match i {
                 0 => (out.reborrow(), lse_view(&mut lse[0], [n_heads, 1])),
                 _ => (part.view_mut().rows(0..1), lse_view(&mut lse[1], [n_heads, 1])),

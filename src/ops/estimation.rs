@@ -56,7 +56,14 @@ pub fn select_top_k<B: Backend>(
     const OP: &str = "select_top_k";
     let ([rows, len], [irows, capacity]) = (dims(OP, "scores", scores.shape())?, dims(OP, "indices", indices.shape())?);
     check_shape(OP, "counts", [rows], counts.shape())?;
-    check(OP, "indices", irows == rows, format!("{rows} rows"), irows)?;
+    check(
+        OP,
+        "indices",
+        irows == rows && capacity > 0,
+        format!("[{rows}, at least 1]"),
+        format!("[{irows}, {capacity}]"),
+    )?;
+    check(OP, "scores", len > 0, "at least one score a row", len)?;
     check_dtype(OP, "scores", &[DType::F32], scores.dtype())?;
     check_dtype(OP, "counts", &[DType::U32], counts.dtype())?;
     check_dtype(OP, "indices", &[DType::U32], indices.dtype())?;

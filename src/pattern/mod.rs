@@ -243,106 +243,87 @@ impl FromStr for HeadPattern {
     fn from_str(text: &str) -> Result<Self> {
         let mut parts = text.split(':');
         let name = parts.next().unwrap_or_default();
-        let arguments: Vec<&str> = parts.collect();
+        let unknown = || Error::invalid(format!("unknown pattern {text:?}: expected {GRAMMAR}"));
+        let form = GRAMMAR.split(" | ").find(|form| form.split(':').next() == Some(name)).ok_or_else(unknown)?;
+        let given = Arguments { text, form, given: parts.collect() };
+        given.check_count()?;
         match name {
-            "dense" => arguments_of(text, "dense", arguments).map(|[]| Self::Dense),
-            "auto" => arguments_of(text, "auto", arguments).map(|[]| Self::Auto),
-            "a_shape" => arguments_of(text, "a_shape:N_INIT:N_LOCAL", arguments)
-                .map(|[n_init, n_local]| Self::AShape { n_init, n_local }),
-            "vertical_slash" => arguments_of(text, "vertical_slash:V:S", arguments)
-                .map(|[columns, offsets]| Self::VerticalSlash { columns, offsets }),
-            "block_sparse" => {
-                arguments_of(text, "block_sparse:TOP_K", arguments).map(|[top_k]| Self::BlockSparse { top_k })
+            "dense" => Self::Dense,
+            "auto" => Self::Auto,
+            "a_shape" => Self::AShape { n_init: given.count(0)?, n_local: given.count(1)? },
+            "tri_shape" => {
+                Self::TriShape { n_init: given.count(0)?, n_local: given.count(1)?, n_last: given.count(2)? }
             }
-            "tri_shape" => arguments_of(text, "tri_shape:N_INIT:N_LOCAL:N_LAST", arguments)
-                .map(|[n_init, n_local, n_last]| Self::TriShape { n_init, n_local, n_last }),
-            "flex" => match *arguments.as_slice() {
-                [gamma] => Ok((gamma, Self::FLEX_TAU)),
-                [gamma, tau] => fraction_of(text, "flex:GAMMA[:TAU]", tau).map(|tau| (gamma, tau)),
-                _ => {
-                    let got = arguments.len();
-                    Err(Error::invalid(format!("pattern {text:?}: expected flex:GAMMA[:TAU], got {got} arguments")))
-                }
+            "vertical_slash" => Self::VerticalSlash { columns: given.count(0)?, offsets: given.count(1)? },
+            "block_sparse" => Self::BlockSparse { top_k: given.count(0)? },
+            "flex" => {
+                Self::Flex { gamma: given.part(0)?, tau: given.part_or(1, Self::FLEX_TAU)?, budget: Self::FLEX_BUDGET }
             }
-            .and_then(|(gamma, tau)| {
-                let gamma = fraction_of(text, "flex:GAMMA[:TAU]", gamma)?;
-                Ok(Self::Flex { gamma, tau, budget: Self::FLEX_BUDGET })
-            }),
-            "threshold" => {
-                let form = "threshold:ALPHA[:N_LAST]";
-                let ([alpha], n_last) = fractions_and_count(text, form, &arguments)?;
-                Ok(Self::Threshold { alpha: alpha.unwrap_or_default(), n_last })
-            }
-            "recall" => {
-                let form = "recall:FLOOR[:ALPHA[:N_LAST]]";
-                let ([floor, alpha], n_last) = fractions_and_count(text, form, &arguments)?;
-                let alpha = alpha.unwrap_or(Self::RECALL_ALPHA);
-                Ok(Self::Recall { floor: floor.unwrap_or_default(), alpha, n_last })
-            }
-            "xattention" => match *arguments.as_slice() {
-                [stride, threshold] => {
-                    let form = "xattention:STRIDE:THRESHOLD";
-                    let threshold = fraction_of(text, form, threshold)?;
-                    arguments_of(text, form, vec![stride]).map(|[stride]| Self::XAttention { stride, threshold })
-                }
-                _ => {
-                    let got = arguments.len();
-                    let what = format!("pattern {text:?}: expected xattention:STRIDE:THRESHOLD, got {got} arguments");
-                    Err(Error::invalid(what))
-                }
+            "threshold" => Self::Threshold { alpha: given.part(0)?, n_last: given.count_or(1, 0)? },
+            "recall" => Self::Recall {
+                floor: given.part(0)?,
+                alpha: given.part_or(1, Self::RECALL_ALPHA)?,
+                n_last: given.count_or(2, 0)?,
             },
-            _ => return Err(Error::invalid(format!("unknown pattern {text:?}: expected {GRAMMAR}"))),
-        }?
+            "xattention" => Self::XAttention { stride: given.count(0)?, threshold: given.part(1)? },
+            _ => return Err(unknown()),
+        }
         .checked()
     }
 }
 
-/// One decimal fraction.
-fn fraction_of(text: &str, form: &str, argument: &str) -> Result<f32> {
-    // `parse` alone would take "inf", "1e3" and "+1" as well.
-    let digits = !argument.is_empty() && argument.bytes().all(|c| c.is_ascii_digit() || c == b'.');
-    argument.parse().ok().filter(|_| digits).ok_or_else(|| {
-        Error::invalid(format!("pattern {text:?}: expected {form}, got {argument:?} where a number belongs"))
-    })
+/// What stands behind a pattern's name, and the form of [`GRAMMAR`] that it should have.
+struct Arguments<'a> {
+    text: &'a str,
+    form: &'static str,
+    given: Vec<&'a str>,
 }
 
-/// The first of at most `N` decimal fractions, the others where they are given, and behind them a count, 0 where it is not.
-fn fractions_and_count<const N: usize>(
-    text: &str,
-    form: &str,
-    arguments: &[&str],
-) -> Result<([Option<f32>; N], usize)> {
-    if arguments.is_empty() || arguments.len() > N + 1 {
-        let got = arguments.len();
-        return Err(Error::invalid(format!("pattern {text:?}: expected {form}, got {got} arguments")));
+impl Arguments<'_> {
+    fn check_count(&self) -> Result<()> {
+        let most = self.form.matches(':').count();
+        let least = most - self.form.matches('[').count();
+        match self.given.len() {
+            found if (least..=most).contains(&found) => Ok(()),
+            found => {
+                let Self { text, form, .. } = self;
+                let expected = match most - least {
+                    0 => most.to_string(),
+                    1 => format!("{least} or {most}"),
+                    _ => format!("{least} to {most}"),
+                };
+                let what = format!("pattern {text:?}: expected {form} ({expected} arguments), got {found}");
+                Err(Error::invalid(what))
+            }
+        }
     }
-    let mut fractions = [None; N];
-    for (fraction, argument) in fractions.iter_mut().zip(arguments) {
-        *fraction = Some(fraction_of(text, form, argument)?);
-    }
-    let count = match arguments.get(N) {
-        Some(count) => arguments_of(text, form, vec![*count]).map(|[count]| count)?,
-        None => 0,
-    };
-    Ok((fractions, count))
-}
 
-/// Exactly `N` decimal numbers.
-fn arguments_of<const N: usize>(text: &str, form: &str, arguments: Vec<&str>) -> Result<[usize; N]> {
-    let numbers: Vec<usize> = arguments
-        .iter()
-        .map(|a| {
-            // `parse` alone would take "+5" as well.
-            let digits = !a.is_empty() && a.bytes().all(|c| c.is_ascii_digit());
-            a.parse().ok().filter(|_| digits).ok_or_else(|| {
-                Error::invalid(format!("pattern {text:?}: expected {form}, got {a:?} where a number belongs"))
-            })
+    /// A decimal number.
+    fn count(&self, at: usize) -> Result<usize> {
+        self.number(at, |c| c.is_ascii_digit())
+    }
+
+    /// A decimal fraction.
+    fn part(&self, at: usize) -> Result<f32> {
+        self.number(at, |c| c.is_ascii_digit() || c == b'.')
+    }
+
+    fn count_or(&self, at: usize, default: usize) -> Result<usize> {
+        if at < self.given.len() { self.count(at) } else { Ok(default) }
+    }
+
+    fn part_or(&self, at: usize, default: f32) -> Result<f32> {
+        if at < self.given.len() { self.part(at) } else { Ok(default) }
+    }
+
+    /// A number of these characters: `parse` alone would take "inf", "1e3" and "+1" as well.
+    fn number<T: FromStr>(&self, at: usize, allowed: fn(u8) -> bool) -> Result<T> {
+        let (Self { text, form, .. }, argument) = (self, self.given[at]);
+        let plain = !argument.is_empty() && argument.bytes().all(allowed);
+        argument.parse().ok().filter(|_| plain).ok_or_else(|| {
+            Error::invalid(format!("pattern {text:?}: expected {form}, got {argument:?} where a number belongs"))
         })
-        .collect::<Result<_>>()?;
-    let got = numbers.len();
-    numbers
-        .try_into()
-        .map_err(|_| Error::invalid(format!("pattern {text:?}: expected {form} ({N} arguments), got {got}")))
+    }
 }
 
 /// How the heads of a model attend during pre-fill.
@@ -483,8 +464,10 @@ mod tests {
             "flex:0.95",
             "flex:0.9:0",
             "threshold:0.02",
+            "threshold:0.01:256",
             "recall:0.95",
             "recall:0.9:0.1",
+            "recall:0.9:0.02:256",
             "xattention:8:0.9",
             "auto",
         ] {
@@ -513,13 +496,15 @@ mod tests {
         assert!(error("vertical_slash:0:10").contains("columns"));
         assert!(error("vertical_slash:10:16777217").contains("offsets"));
         assert!(error("tri_shape:8:512").contains("(3 arguments), got 2"));
-        assert!(error("flex").contains("got 0 arguments"));
+        assert!(error("flex").contains("(1 or 2 arguments), got 0"));
         assert!(error("flex:1.5").contains("gamma: expected above 0 and at most 1, got 1.5"));
         assert!(error("flex:0").contains("gamma"));
         assert!(error("flex:0.9:2").contains("tau: expected 0 to 1, got 2"));
         assert!(error("flex:nan").contains("\"nan\""));
         assert!(error("threshold:0").contains("alpha"));
         assert!(error("recall:1.5").contains("floor"));
+        assert!(error("threshold:0.1:65536").contains("n_last"));
+        assert!(error("recall:0.9:0.1:1:2").contains("(1 to 3 arguments), got 4"));
         assert!(error("xattention:8").contains("STRIDE:THRESHOLD"));
         assert!(error("xattention:7:0.9").contains("stride: expected 4, 8, 16, 32 or 64, got 7"));
         assert!(error("xattention:8:1.5").contains("threshold"));

@@ -1,5 +1,5 @@
-//! The choice between columns and diagonals on the one side and blocks on the other, head by head (FlexPrefill, algorithm
-//! 2): blocks where the softmax of block means is close to what the last queries really attend to.
+//! What is decided of a head on the device. Flex heads: columns and diagonals, or blocks where the softmax of block means is
+//! close to what the last queries really attend to (FlexPrefill, algorithm 2). Recall heads: their threshold.
 
 use super::mass::{BINS, ONE, bin, bins_taken, least_of_bins, whole};
 use crate::backend::params::{BLOCK, HeadBudget, HeadPlan, SettleHeadsParams};

@@ -5,7 +5,7 @@ use super::device::Library;
 use crate::{Error, Result};
 use cudarc::nvrtc::{result, sys};
 use std::ffi::{CStr, CString, c_char};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What NVRTC made of a source.
 pub struct Compiled {
@@ -92,22 +92,12 @@ impl DiskCache {
         (fingerprint(cubin).as_bytes() == check).then(|| cubin.to_vec())
     }
 
-    /// Best effort: a cache that cannot be written costs time only. Temporary file, then rename: readers never see half.
+    /// Stores a cubin, and its fingerprint behind it.
     pub(super) fn store(&self, key: &str, cubin: &[u8]) {
-        let Some(path) = self.path(key) else { return };
-        let Some(folder) = path.parent() else { return };
-        let _ = write(folder, &path, cubin);
+        if let Some(path) = self.path(key) {
+            crate::files::keep(&path, &[cubin, fingerprint(cubin).as_bytes()].concat());
+        }
     }
-}
-
-fn write(folder: &Path, path: &Path, cubin: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(cubin)?;
-    file.write_all(fingerprint(cubin).as_bytes())?;
-    file.persist(path)?;
-    Ok(())
 }
 
 /// 128-bit FNV-1a in hex: stable across versions of Rust, which `DefaultHasher` is not.

@@ -586,14 +586,10 @@ impl DiskCache {
         Some(Self { cache, path, read_bytes: data.map_or(0, |d| d.len()) })
     }
 
-    /// Writes beside and renames, so that no reader sees half a file. A cache that cannot be kept is not an error.
     fn save(&self) {
-        let Some(data) = self.cache.get_data().filter(|data| data.len() != self.read_bytes) else { return };
-        let Some(dir) = self.path.parent() else { return };
-        let _ = std::fs::create_dir_all(dir)
-            .and_then(|()| tempfile::NamedTempFile::new_in(dir))
-            .and_then(|mut file| std::io::Write::write_all(&mut file, &data).map(|()| file))
-            .and_then(|file| file.persist(&self.path).map(drop).map_err(|e| e.error));
+        if let Some(data) = self.cache.get_data().filter(|data| data.len() != self.read_bytes) {
+            crate::files::keep(&self.path, &data);
+        }
     }
 }
 

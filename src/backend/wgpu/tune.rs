@@ -226,13 +226,10 @@ fn read(path: &Path, key: &str) -> std::result::Result<Option<File>, String> {
     }
 }
 
-/// Writes beside and renames, so that no reader sees half a file. Choices that cannot be kept are made again.
 fn write(path: &Path, file: &File) {
-    let (Some(dir), Ok(text)) = (path.parent(), serde_json::to_vec_pretty(file)) else { return };
-    let _ = std::fs::create_dir_all(dir)
-        .and_then(|()| tempfile::NamedTempFile::new_in(dir))
-        .and_then(|mut file| std::io::Write::write_all(&mut file, &text).map(|()| file))
-        .and_then(|file| file.persist(path).map(drop).map_err(|e| e.error));
+    if let Ok(text) = serde_json::to_vec_pretty(file) {
+        crate::files::keep(path, &text);
+    }
 }
 
 /// One form to try.
