@@ -80,7 +80,7 @@ impl Default for EngineOptions {
 impl EngineOptions {
     fn attention<B: Backend>(&self, b: &B, mode: &AttentionMode) -> AttentionOptions {
         let dense_above = if self.exact_index { EXACT } else { b.dense_above() };
-        AttentionOptions { dense_above, extras: mode.extras() }
+        AttentionOptions { dense_above, extras: mode.extras(), more_follows: false }
     }
 }
 
@@ -490,7 +490,8 @@ impl<B: Backend> Engine<B> {
                 true => 0,
                 false => chunk.len() - usize::from(end == ids.len()),
             };
-            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence, from_row, options: options.attention(b, mode) };
+            let options = AttentionOptions { more_follows: end < ids.len(), ..options.attention(b, mode) };
+            let chunk = Chunk { ids: chunk, mode: Some(mode), sequence, from_row, options };
             decoder.forward(b, chunk, cache, workspace, &mut recorder)?;
             after(b, decoder, workspace, start..end)?;
         }

@@ -83,11 +83,14 @@ pub struct AttentionOptions {
     pub dense_above: u32,
     /// What the mode adds to all its patterns.
     pub extras: Extras,
+    /// Whether more of the same prompt follows: no row block is dense for holding one of the last queries then, since these
+    /// are not the prompt's.
+    pub more_follows: bool,
 }
 
 impl AttentionOptions {
     /// Exactly what the patterns say.
-    pub const EXACT: Self = Self { dense_above: EXACT, extras: Extras::NONE };
+    pub const EXACT: Self = Self { dense_above: EXACT, extras: Extras::NONE, more_follows: false };
 }
 
 impl Default for AttentionOptions {
@@ -146,8 +149,8 @@ pub fn choose_with<B: Backend>(
     k: View<B>,
     options: AttentionOptions,
 ) -> Result<Chosen<B>> {
-    let AttentionOptions { dense_above, extras } = options;
-    let plan = Plan::new(patterns, shape, IndexLimits::of(b), dense_above)?;
+    let AttentionOptions { dense_above, extras, .. } = options;
+    let plan = Plan::new(patterns, shape, IndexLimits::of(b), options)?;
     let share = if extras.share_groups { shape.n_heads / shape.n_kv_heads } else { 1 };
     let mut chosen = Chosen { dense_above, ..Chosen::alloc(b, &plan)? };
     let flex = plan.uses(HeadPlan::FLEX);

@@ -1,7 +1,7 @@
 //! What is decided before anything runs: each head's [`HeadPlan`], the sizes of the index, and how many heads go together.
 
-use super::EXACT;
 use super::vertical_slash::{FORCED_COLUMNS, FORCED_OFFSETS, effective_counts};
+use super::{AttentionOptions, EXACT};
 use crate::backend::Backend;
 use crate::backend::params::{BLOCK, HeadBudget, HeadPlan};
 use crate::index::IndexLayout;
@@ -59,8 +59,9 @@ impl Plan {
         patterns: &[HeadPattern],
         shape: &AttentionShape,
         limits: IndexLimits,
-        dense_above: u32,
+        options: AttentionOptions,
     ) -> Result<Self> {
+        let dense_above = options.dense_above;
         if patterns.len() != shape.n_heads {
             return Err(Error::Shape {
                 op: "estimate",
@@ -69,8 +70,13 @@ impl Plan {
                 got: patterns.len().to_string(),
             });
         }
-        let plan = |&pattern: &HeadPattern| {
-            let plan = head_plan(pattern.checked()?.resolved(automatic_keys(shape), limits.sparse_from), shape);
+        let resolved = |pattern: &HeadPattern| {
+            let pattern = pattern.resolved(automatic_keys(shape), limits.sparse_from);
+            if options.more_follows { pattern.without_last() } else { pattern }
+        };
+        let plan = |pattern: &HeadPattern| {
+            pattern.checked()?;
+            let plan = head_plan(resolved(pattern), shape);
             let dense = HeadPlan { kind: HeadPlan::DENSE, a: 0, b: 0, c: 0 };
             let short = dense_above < EXACT && shape.kv_len < limits.estimate_from;
             Ok(if pays(&plan, shape, dense_above) && !(short && is_estimated(&plan)) { plan } else { dense })
@@ -80,7 +86,7 @@ impl Plan {
         for (((budget, stride), head), pattern) in
             plan.budgets.iter_mut().zip(&mut plan.strides).zip(&plan.heads).zip(patterns)
         {
-            let pattern = pattern.resolved(automatic_keys(shape), limits.sparse_from);
+            let pattern = resolved(pattern);
             if let (HeadPlan::BLOCK_SPARSE, HeadPattern::XAttention { stride: own, .. }) = (head.kind, pattern) {
                 *stride = own;
             }
@@ -350,6 +356,10 @@ pub fn head_groups(patterns: &[HeadPattern], shape: &AttentionShape, limits: Ind
 mod tests {
     use super::*;
 
+    fn options(dense_above: u32) -> AttentionOptions {
+        AttentionOptions { dense_above, ..AttentionOptions::EXACT }
+    }
+
     fn shape(n_heads: usize, n_kv_heads: usize, q_len: usize, q_start: usize) -> AttentionShape {
         AttentionShape {
             n_heads,
@@ -400,7 +410,8 @@ mod tests {
     fn on_short_prompts_nothing_is_estimated() {
         let limits = IndexLimits { estimate_from: 4096, ..LIMITS };
         let kind = |text: &str, len, dense_above| {
-            Plan::new(&[text.parse().unwrap()], &shape(1, 1, len, 0), limits, dense_above).unwrap().heads[0].kind
+            Plan::new(&[text.parse().unwrap()], &shape(1, 1, len, 0), limits, options(dense_above)).unwrap().heads[0]
+                .kind
         };
         for (text, sparse) in
             [("vertical_slash:10:100", HeadPlan::VERTICAL_SLASH), ("block_sparse:3", HeadPlan::BLOCK_SPARSE)]
@@ -416,7 +427,7 @@ mod tests {
     fn heads_bound_to_be_denser_than_pays_are_dense() {
         let shape = shape(1, 1, 10000, 0);
         let kind = |text: &str, dense_above| {
-            Plan::new(&[text.parse().unwrap()], &shape, LIMITS, dense_above).unwrap().heads[0].kind
+            Plan::new(&[text.parse().unwrap()], &shape, LIMITS, options(dense_above)).unwrap().heads[0].kind
         };
         // x = 0.6 of the keys is 2 x - x^2 = 0.84 of the pairs.
         for (text, sparse) in
@@ -444,7 +455,7 @@ mod tests {
             let patterns = vec![text.parse().unwrap(); 32];
             let shape = shape(32, 8, 131072, 0);
             assert_eq!(head_groups(&patterns, &shape, LIMITS).len(), 1, "{text}");
-            let bytes = Plan::new(&patterns, &shape, LIMITS, EXACT).unwrap().layout.bytes();
+            let bytes = Plan::new(&patterns, &shape, LIMITS, options(EXACT)).unwrap().layout.bytes();
             assert!(bytes <= 512 << 20, "{text}: {bytes}");
         }
     }
@@ -472,7 +483,7 @@ mod tests {
                     let whole = group.start % share == 0 && group.end % share == 0;
                     assert!(whole || group.start / share == (group.end - 1) / share, "{text}: {groups:?}");
                     let part = AttentionShape { n_heads: group.len(), ..shape };
-                    let layout = Plan::new(&patterns[group.clone()], &part, limits, EXACT).unwrap().layout;
+                    let layout = Plan::new(&patterns[group.clone()], &part, limits, options(EXACT)).unwrap().layout;
                     assert!(layout.bytes() <= limits.index_bytes, "{text}: {layout:?}");
                     assert!(8 * layout.range_budget as u64 <= limits.part_bytes, "{text}: {layout:?}");
                 }
@@ -504,6 +515,23 @@ mod tests {
             let head = HeadPlan { kind: HeadPlan::VERTICAL_SLASH, a: 0, b: offsets.len() as u32, c: 0 };
             let bound = range_bound(&head, &shape, 0);
             assert!(ranges <= bound && bound < ranges + ranges / 10 + 200, "{ranges} {bound}");
+        }
+    }
+
+    #[test]
+    fn only_the_end_of_a_prompt_has_last_queries() {
+        for (text, kind) in [
+            ("threshold:0.1:300", HeadPlan::BLOCK_SPARSE),
+            ("recall:0.9:0.1:300", HeadPlan::FIT),
+            ("tri_shape:8:64:300", HeadPlan::TRI_SHAPE),
+        ] {
+            let last = |more_follows| {
+                let options = AttentionOptions { more_follows, ..AttentionOptions::EXACT };
+                let plan = Plan::new(&[text.parse().unwrap()], &shape(1, 1, 2048, 0), LIMITS, options).unwrap();
+                assert_eq!(plan.heads[0].kind, kind, "{text}");
+                if kind == HeadPlan::TRI_SHAPE { plan.heads[0].c as usize } else { plan.heads[0].n_last() }
+            };
+            assert_eq!([last(false), last(true)], [300, 0], "{text}");
         }
     }
 }

@@ -73,8 +73,8 @@ pub enum HeadPattern {
     Threshold {
         /// Above 0, at most 1.
         alpha: f32,
-        /// A row block that holds one of so many last queries of a call is dense (FlashPrefill V2 has 8 blocks so): at most
-        /// 65,535.
+        /// A row block that holds one of so many last queries of a prompt is dense (FlashPrefill V2 has 8 blocks so): at most
+        /// 65,535. Of a prompt in chunks only the last chunk has them.
         n_last: usize,
     },
     /// [`Self::Threshold`] with each head's own threshold: the largest, of at most `alpha`, whose blocks hold `floor` of the
@@ -134,6 +134,16 @@ impl HeadPattern {
         match self {
             Self::Auto if keys < sparse_from => Self::Dense,
             Self::Auto => Self::AUTO,
+            other => other,
+        }
+    }
+
+    /// This pattern with no row block dense for the sake of the last queries.
+    pub(crate) fn without_last(self) -> Self {
+        match self {
+            Self::TriShape { n_init, n_local, .. } => Self::TriShape { n_init, n_local, n_last: 0 },
+            Self::Threshold { alpha, .. } => Self::Threshold { alpha, n_last: 0 },
+            Self::Recall { floor, alpha, .. } => Self::Recall { floor, alpha, n_last: 0 },
             other => other,
         }
     }
