@@ -165,7 +165,9 @@ fn question_sets_without_questions_are_refused() {
     let path = dir.path().join("squad.json");
     let args =
         ["eval", "ruler", "--model", "needle", "--device", "cpu", "--lengths", "1K", "--tasks", "qa_1", "--data"];
-    for set in [r#"{"data":[]}"#, r#"{"data":[{"paragraphs":[{"context":"x","qas":[]}]}]}"#] {
+    let empty = r#"{"data":[{"paragraphs":[{"context":"x","qas":[{"question":"y","answers":[{"text":" "}]}]}]}]}"#;
+    let hotpot = r#"[{"question":"y","answer":"","context":[["x",["z"]]],"supporting_facts":[["x",0]]}]"#;
+    for set in [r#"{"data":[]}"#, r#"{"data":[{"paragraphs":[{"context":"x","qas":[]}]}]}"#, empty, hotpot] {
         std::fs::write(&path, set).unwrap();
         refused(&[&args[..], &[text(&path)]].concat(), &["squad.json", "expected questions with answers, found none"]);
     }

@@ -98,11 +98,7 @@ impl Data {
             }
             return Ok(());
         }
-        let text = String::from_utf8(bytes).map_err(|e| {
-            let at = e.utf8_error().valid_up_to();
-            Error::file(path, format!("expected UTF-8 text, found something else at byte {at}"))
-        })?;
-        self.texts.push((name, text));
+        self.texts.push((name, crate::files::utf8(path, bytes)?));
         Ok(())
     }
 }
@@ -119,6 +115,14 @@ fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     value[key].as_array().into_iter().flatten()
 }
 
+/// Right answers; an empty one, which any words hold, is none.
+fn answers_of<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut answers: Vec<String> = texts.filter(|text| !text.trim().is_empty()).map(str::to_owned).collect();
+    answers.sort();
+    answers.dedup();
+    answers
+}
+
 /// Answerable questions; near documents are the article's other paragraphs.
 fn squad(json: &Value) -> QuestionSet {
     let mut set = QuestionSet::default();
@@ -128,9 +132,7 @@ fn squad(json: &Value) -> QuestionSet {
         set.documents.extend(paragraphs.iter().map(|p| strings(p, "context").to_string()));
         for (i, paragraph) in paragraphs.iter().enumerate() {
             for qa in items(paragraph, "qas") {
-                let mut answers: Vec<String> = items(qa, "answers").map(|a| strings(a, "text").to_string()).collect();
-                answers.sort();
-                answers.dedup();
+                let answers = answers_of(items(qa, "answers").map(|a| strings(a, "text")));
                 if qa["is_impossible"].as_bool() == Some(true) || answers.is_empty() {
                     continue;
                 }
@@ -166,7 +168,10 @@ fn hotpot(json: &Value) -> QuestionSet {
         places.sort_by_key(|(_, other)| *other);
         let gold = places.iter().filter(|(_, other)| !other).count();
         let near = places.into_iter().map(|(at, _)| at).collect();
-        let answers = vec![strings(item, "answer").to_string()];
+        let answers = answers_of(std::iter::once(strings(item, "answer")));
+        if answers.is_empty() {
+            continue;
+        }
         set.questions.push(Answerable { question: strings(item, "question").into(), answers, near, gold });
     }
     set

@@ -62,12 +62,13 @@ pub(super) fn draft_of(task: &str, record: &Value) -> Result<Draft> {
     Ok(Draft { context, questions, metric, max_new })
 }
 
-/// Texts and numbers of a JSON value, lists within lists too.
+/// Texts and numbers of a JSON value, lists within lists too; an empty text, which any answer holds, is none.
 fn flat(value: &Value) -> Vec<String> {
     match value {
         Value::Array(list) => list.iter().flat_map(flat).collect(),
-        Value::String(text) => vec![text.clone()],
         Value::Null => Vec::new(),
+        Value::String(text) if text.trim().is_empty() => Vec::new(),
+        Value::String(text) => vec![text.clone()],
         other => vec![other.to_string()],
     }
 }
