@@ -159,8 +159,10 @@ fn main(at: Invocation) {
 //@for s 0 LOG_LANES_ROW
                 highest = max(highest, subgroupShuffleXor(highest, 1u << ${s}u));
 //@end
-                // Off, this is below every score but masked ones, which give nothing anyway.
-                let heard = subgroupAny(highest >= m${x} + max(p.skip_below, -1e37) * LOG2_E);
+                var heard = true;
+                if SKIPS == 1u {
+                    heard = subgroupAny(highest >= m${x} + p.skip_below * LOG2_E);
+                }
                 loud = loud || heard;
                 let grows = heard && subgroupAny(highest > m${x} + GROWTH);
                 grown = grown || grows;

@@ -153,7 +153,7 @@ fn main(at: Invocation) {
 //@end
 
             // skip-softmax
-            if p.skip_below > SKIP_NOTHING {
+            if SKIPS == 1u {
                 var loud = false;
 //@for r 0 RM
                 loud = loud || any(top${r} * scale >= m${r} + p.skip_below * LOG2_E);

@@ -1,7 +1,7 @@
 // Bits of the key blocks that a block-sparse head's rule keeps in each row block of a band, by softmax weight: HEAD_MASS, the
 // heaviest of all row blocks together that hold a part of the head's mass; ROW_MASS, those of this row block (its scores
 // are logarithms of weights); OF_MAX, those not much lighter than the heaviest. The first block, those with the row block's
-// queries and the plan.b nearest are always in.
+// queries and the nearest (low half of plan.b) are always in, and all of row blocks with one of the last queries (high half).
 //
 // One group a row block: the softmax, the bins to take, then each invocation writes whole words.
 struct Params {
@@ -46,7 +46,9 @@ fn main(at: Invocation) {
     let seen = min(last_query / 64u + 1u, p.key_blocks);
     let base = p.scores_at + id * p.key_blocks;
     let number = bitcast<f32>(plan[its + 1u]);
-    let nearest = plan[its + 2u];
+    let nearest = plan[its + 2u] & 0xffffu;
+    let n_last = plan[its + 2u] >> 16u;
+    let whole_row = n_last > 0u && 64u * (row + 1u) + n_last > p.q_len;
     let scale = select(p.scale, 1.0, rule == ROW_MASS);
 
     // softmax
@@ -86,7 +88,7 @@ fn main(at: Invocation) {
             if c < seen {
                 let weight = exp((scores[base + c] - largest) * scale);
                 let chosen = select(bin_of(weight * inverse) < taken, weight >= number, rule == OF_MAX);
-                bits |= u32(chosen || c == 0u || c + nearest > own || c >= own) << bit;
+                bits |= u32(chosen || whole_row || c == 0u || c + nearest > own || c >= own) << bit;
             }
         }
         block_mask[p.block_mask_at + (head * p.row_blocks + row) * words + word] = bits;

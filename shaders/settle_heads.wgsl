@@ -51,7 +51,7 @@ const MOST_BINS: u32 = 640u;
 
 // A recall head: a threshold head whose blocks hold the budget's part of the last queries' attention, or dense.
 fn fit(at: Invocation, head: u32, largest: f32) {
-    let nearest = plan[p.plan_at + 4u * head + 2u];
+    let nearest = plan[p.plan_at + 4u * head + 2u] & 0xffffu;
     clear_mass(at);
     var credit = 0.0;
     for (var c = at.lane; c < p.key_blocks; c += WORKGROUP) {
@@ -134,7 +134,7 @@ fn main(at: Invocation) {
     let slash = offset_count[p.offset_count_at + head];
     var row = vec4<u32>(VERTICAL_SLASH, vertical, slash, 0u);
     if distance < bitcast<f32>(budget[its + 1u]) {
-        row = vec4<u32>(BLOCK_SPARSE, budget[its], (least + 63u) / 64u, HEAD_MASS);
+        row = vec4<u32>(BLOCK_SPARSE, budget[its], min((least + 63u) / 64u, 0xffffu), HEAD_MASS);
     } else if vertical > plan[p.plan_at + 4u * head + 1u] || slash > plan[p.plan_at + 4u * head + 2u] || slash >= p.kv_len {
         row = vec4<u32>(DENSE, 0u, 0u, 0u);
     }

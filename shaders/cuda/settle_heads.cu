@@ -48,7 +48,7 @@ settle_heads(const SettleHeadsParams p, const uint4* __restrict__ budget, const 
         __syncthreads();
         mine = 0.f;
         for (u32 c = threadIdx.x; c < p.key_blocks; c += MASS_THREADS) {
-            if (c == 0 || c + own.z >= p.key_blocks) mine += real[c];
+            if (c == 0 || c + (own.z & 0xffff) >= p.key_blocks) mine += real[c];
             else atomicAdd(&local[bin_of(expf((block_score[c] - largest) * p.scale))], whole(real[c], ONE));
         }
         const u32 credit = whole(block_sum(mine), ONE), taken = bins_taken(local, __uint_as_float(budget[head].x), credit);
@@ -74,7 +74,7 @@ settle_heads(const SettleHeadsParams p, const uint4* __restrict__ budget, const 
     const uint4 bounds = budget[head];                  // mass, tau, least, most
     const u32 vertical = column_count[head], slash = offset_count[head];
     uint4 row = make_uint4(VERTICAL_SLASH, vertical, slash, 0);
-    if (distance < __uint_as_float(bounds.y)) row = make_uint4(BLOCK_SPARSE, bounds.x, (bounds.z + 63) / 64, HEAD_MASS);
+    if (distance < __uint_as_float(bounds.y)) row = make_uint4(BLOCK_SPARSE, bounds.x, min((bounds.z + 63) / 64, 0xffffu), HEAD_MASS);
     else if (vertical > own.y || slash > own.z || slash >= p.kv_len) row = make_uint4(DENSE, 0, 0, 0);
     plan[head] = row;
     column_count[head] = row.x == VERTICAL_SLASH ? vertical : 0;

@@ -71,7 +71,6 @@ const LN_2: f32 = 0.6931471805599453;
 // Masked scores lie so far below the lowest maximum that their exponential is zero before a row has met any key.
 const MASKED: f32 = -3e38;
 const LOWEST: f32 = -1e30;
-const SKIP_NOTHING: f32 = -3.4028234e38;
 const NONE: u32 = 0xffffffffu;
 
 // The log-sum-exp of no key. A variable, because WGSL has no infinite constants.

@@ -398,7 +398,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// The blocks of a band that the head's rule keeps, as bits: block_mask u32 `[n_heads, row_blocks, ceil(key_blocks /
-    /// 32)]`. The first block, those that hold the row block's queries and the `b` nearest are always in. `mass` is that
+    /// 32)]`. The first block, those that hold the row block's queries and the nearest are always in, and every block of row
+    /// blocks that hold one of the last queries ([`HeadPlan::nearest_and_last`]). `mass` is that
     /// of [`Backend::weigh_blocks`] over all bands. Only the band's rows of block-sparse heads under a rule other than
     /// `TOP_K` are written.
     fn select_weighed_blocks(
@@ -425,9 +426,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// From how many keys on a sparse pre-fill of real text is faster than a dense one: what [`HeadPlan`]s of
     /// automatic heads hang on.
     fn sparse_from(&self) -> usize {
-        // Qwen2.5-Coder-1.5B on an H100 (CUDA), flex:0.95 over dense: 0.92 at 8K, 1.03 at 16K, 1.20 at 32,000
-        // (benches/results/qwen2.5-coder-1.5b-latency-h100.json). Other devices: taken from there, not measured.
-        16384
+        // Qwen2.5-Coder-1.5B on an H100 (CUDA), HeadPattern::AUTO over dense: 0.96 at 4K, 1.05 at 8K, 1.24 at 16K
+        // (benches/results/qwen2.5-coder-1.5b-latency-auto-h100.json). Other devices: taken from there, not measured.
+        8192
     }
 
     /// The official conversion for vertical-slash heads (`reference`: csrc/vertical_slash_index.cu), and the like for the others.

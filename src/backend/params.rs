@@ -439,7 +439,7 @@ params! {
         /// f32.
         a: u32,
         /// A-shape and tri-shape `n_local`; vertical-slash offsets; block-sparse: the nearest blocks that every row block
-        /// keeps.
+        /// keeps, and above 16 bits of these the last queries whose row blocks keep all ([`HeadPlan::nearest_and_last`]).
         b: u32,
         /// Tri-shape `n_last`; block-sparse: one of the rules `TOP_K` and on.
         c: u32,
@@ -473,7 +473,7 @@ impl HeadPlan {
     /// and offsets that there is room for.
     pub const FLEX: u32 = 5;
     /// Not decided yet either: block-sparse under `OF_MAX`, with the largest threshold of at most `a` (an f32) whose blocks hold
-    /// the budget's mass of the last queries' attention, or dense. `b` nearest blocks are always in.
+    /// the budget's mass of the last queries' attention, or dense. `b` as there.
     pub const FIT: u32 = 6;
 
     /// Rule of block-sparse heads: the `a` best blocks of each row block.
@@ -484,4 +484,20 @@ impl HeadPlan {
     pub const ROW_MASS: u32 = 2;
     /// Blocks that weigh at least `a` times as much as the row block's heaviest.
     pub const OF_MAX: u32 = 3;
+
+    /// `b` of a block-sparse head, both cut to what 16 bits hold: 65,535 blocks are 4M keys.
+    pub fn nearest_and_last(nearest: usize, n_last: usize) -> u32 {
+        let half = |x: usize| x.min(0xffff) as u32;
+        half(nearest) | half(n_last) << 16
+    }
+
+    /// The nearest blocks that every row block of a block-sparse head keeps.
+    pub fn nearest(&self) -> usize {
+        (self.b & 0xffff) as usize
+    }
+
+    /// The last queries of a block-sparse head whose row blocks keep every block.
+    pub fn n_last(&self) -> usize {
+        (self.b >> 16) as usize
+    }
 }

@@ -14,12 +14,12 @@ Patterns:
   vertical_slash:V:S               the V best columns and S best diagonals
   block_sparse:TOP_K               the TOP_K best blocks of 64 keys for each block of 64 queries
   flex:GAMMA[:TAU]                 columns and diagonals, or blocks, until they hold GAMMA of the attention
-  threshold:ALPHA                  blocks that weigh ALPHA times the heaviest of their row
-  recall:FLOOR[:ALPHA]             the same with a threshold for each head, so that it keeps FLOOR of the attention
+  threshold:ALPHA[:N_LAST]         blocks that weigh ALPHA times the heaviest of their row; all for the last N_LAST queries
+  recall:FLOOR[:ALPHA[:N_LAST]]    the same with a threshold for each head, so that it keeps FLOOR of the attention
   xattention:STRIDE:THRESHOLD      blocks by their antidiagonals, until they hold THRESHOLD of the attention
   triangle_mix:START_LAYER[+MODE]  tri_shape from a layer on, below it MODE (dense)
   config, config:FILE              each head's own, of --patterns or FILE
-  auto                             dense on short prompts, flex:0.95 on long ones";
+  auto                             dense on short prompts, threshold:0.01:256 on long ones";
 
 /// What stands behind the options of commands that take patterns.
 pub fn with_patterns(examples: &str) -> String {

@@ -57,7 +57,7 @@ pub struct RunArgs {
     /// Tokens to generate; 0 pre-fills only.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = new_tokens)]
     pub max_new_tokens: usize,
-    /// One pattern for all heads (`auto` is dense on short prompts and flex:0.95 on long ones), `config` with --patterns (without: the patterns that the checkpoint brings, else the
+    /// One pattern for all heads (`auto` is dense on short prompts and threshold:0.01:256 on long ones), `config` with --patterns (without: the patterns that the checkpoint brings, else the
     /// official file of this model), or `config:FILE`.
     #[arg(long, value_name = "PATTERN", default_value = "auto")]
     pub attention: String,

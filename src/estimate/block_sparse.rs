@@ -78,10 +78,12 @@ pub(super) fn choose<B: Backend>(
     // Heads with a count of blocks, apart from those that go by weight.
     let top_k = |h: &HeadPlan| (h.kind == HeadPlan::BLOCK_SPARSE && h.c == HeadPlan::TOP_K).then_some(h.kind);
     let padded = match plan.heads.iter().any(|h| top_k(h).is_some()) {
-        true => Some(Means::new(b, shape, [q, k], true, by.share, plan, |h| h.c == HeadPlan::TOP_K)?),
+        true => {
+            let means = Means::new(b, shape, [q, k], true, by.share, plan, |h| h.c == HeadPlan::TOP_K)?;
+            Some((means, Tensor::from_slice(b, DType::U32, [heads, 4], &plan.table(top_k))?))
+        }
         false => None,
     };
-    let top_k = Tensor::from_slice(b, DType::U32, [heads, 4], &plan.table(top_k))?;
     let mut mass = match plan.weighs() {
         true if plan.uses(HeadPlan::FLEX) => {
             Some(Tensor::from_slice(b, DType::U32, [heads, WEIGHT_BINS], &vec![0u32; heads * WEIGHT_BINS])?)
@@ -100,7 +102,7 @@ pub(super) fn choose<B: Backend>(
         if let Some(means) = by.means {
             ops::score_blocks(b, band, table, means.q.view(), means.k.view(), scores.view_mut())?;
         }
-        if let Some(means) = &padded {
+        if let Some((means, top_k)) = &padded {
             ops::score_blocks(b, band, top_k.view(), means.q.view(), means.k.view(), scores.view_mut())?;
         }
         by.folds.iter().try_for_each(|folded| folded.score(b, shape, band, by.share, scores.view_mut()))?;
@@ -118,7 +120,7 @@ pub(super) fn choose<B: Backend>(
     }
     for &start in &bands {
         let band = score(&mut scores, start)?;
-        if padded.is_some() {
+        if let Some((_, top_k)) = &padded {
             ops::select_blocks(b, band, top_k.view(), scores.view(), mask.view_mut())?;
         }
         if let Some(mass) = &mut mass {

@@ -183,7 +183,7 @@ pub(super) fn pools(head: &HeadPlan) -> bool {
 }
 
 /// Blocks that a threshold head keeps before each row block, itself included (FlashPrefill's window).
-const THRESHOLD_WINDOW: u32 = 4;
+const THRESHOLD_WINDOW: usize = 4;
 
 /// Columns that a flex head of `keys` keys has room for. One that needs more would gain little: it becomes dense.
 pub(super) fn flex_columns(keys: usize) -> usize {
@@ -221,15 +221,20 @@ fn head_plan(pattern: HeadPattern, shape: &AttentionShape) -> HeadPlan {
             let room = if most > 0 { flex_columns(keys).min(most.max(FORCED_COLUMNS)) } else { flex_columns(keys) };
             plan(HeadPlan::FLEX, room, keys)
         }
-        HeadPattern::Threshold { alpha } => {
-            HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: alpha.to_bits(), b: THRESHOLD_WINDOW, c: HeadPlan::OF_MAX }
-        }
-        // The first block and the nearest are all there are.
-        HeadPattern::Recall { floor, .. } if floor >= 1.0 || keys <= (THRESHOLD_WINDOW as usize + 1) * BLOCK => {
+        HeadPattern::Threshold { n_last, .. } | HeadPattern::Recall { n_last, .. } if n_last >= shape.q_len => {
             plan(HeadPlan::DENSE, 0, 0)
         }
-        HeadPattern::Recall { alpha, .. } => {
-            HeadPlan { kind: HeadPlan::FIT, a: alpha.to_bits(), b: THRESHOLD_WINDOW, c: HeadPlan::OF_MAX }
+        HeadPattern::Threshold { alpha, n_last } => {
+            let b = HeadPlan::nearest_and_last(THRESHOLD_WINDOW, n_last);
+            HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: alpha.to_bits(), b, c: HeadPlan::OF_MAX }
+        }
+        // The first block and the nearest are all there are.
+        HeadPattern::Recall { floor, .. } if floor >= 1.0 || keys <= (THRESHOLD_WINDOW + 1) * BLOCK => {
+            plan(HeadPlan::DENSE, 0, 0)
+        }
+        HeadPattern::Recall { alpha, n_last, .. } => {
+            let b = HeadPlan::nearest_and_last(THRESHOLD_WINDOW, n_last);
+            HeadPlan { kind: HeadPlan::FIT, a: alpha.to_bits(), b, c: HeadPlan::OF_MAX }
         }
         HeadPattern::XAttention { threshold, .. } if threshold >= 1.0 => plan(HeadPlan::DENSE, 0, 0),
         HeadPattern::XAttention { threshold, .. } => {

@@ -73,6 +73,9 @@ pub enum HeadPattern {
     Threshold {
         /// Above 0, at most 1.
         alpha: f32,
+        /// A row block that holds one of so many last queries of a call is dense (FlashPrefill V2 has 8 blocks so): at most
+        /// 65,535.
+        n_last: usize,
     },
     /// [`Self::Threshold`] with each head's own threshold: the largest, of at most `alpha`, whose blocks hold `floor` of the
     /// last 64 queries' attention. A head for which that is nearly all blocks is dense.
@@ -81,6 +84,8 @@ pub enum HeadPattern {
         floor: f32,
         /// The largest threshold.
         alpha: f32,
+        /// As [`Self::Threshold`]'s.
+        n_last: usize,
     },
     /// For each block of 64 queries the heaviest key blocks that hold a part of its attention, as the antidiagonals of each
     /// block say, `stride` keys apart (XAttention); see [`crate::estimate`] for what of the published method this is.
@@ -97,7 +102,7 @@ pub enum HeadPattern {
 
 /// The patterns of the command line, as `--attention` and `--pattern` take them.
 pub const GRAMMAR: &str = "dense | a_shape:N_INIT:N_LOCAL | tri_shape:N_INIT:N_LOCAL:N_LAST | vertical_slash:V:S | \
-    block_sparse:TOP_K | flex:GAMMA[:TAU] | threshold:ALPHA | recall:FLOOR[:ALPHA] | xattention:STRIDE:THRESHOLD | \
+    block_sparse:TOP_K | flex:GAMMA[:TAU] | threshold:ALPHA[:N_LAST] | recall:FLOOR[:ALPHA[:N_LAST]] | xattention:STRIDE:THRESHOLD | \
     auto";
 
 impl HeadPattern {
@@ -117,10 +122,11 @@ impl HeadPattern {
     /// The largest threshold of [`Self::Recall`] where none is given.
     pub const RECALL_ALPHA: f32 = 0.02;
 
-    /// What [`Self::Auto`] does on long prompts: of the modes that keep the next token's KL to dense below 0.02 nats on a GPU so
-    /// far (Qwen2.5-Coder-1.5B at 16K and 32,000 tokens: 0.0018 and 0.0035) the one that needs no pattern file. [`Self::Recall`]
-    /// is meant to take its place once it has been timed on one.
-    pub const AUTO: Self = Self::Flex { gamma: 0.95, tau: Self::FLEX_TAU, budget: Self::FLEX_BUDGET };
+    /// What [`Self::Auto`] does on long prompts. Qwen2.5-Coder-1.5B on an H100, beside dense: the next token's KL 0.007 nats at 16K,
+    /// 0.011 at 32,000 tokens (the bar: 0.02), whole pre-fills 1.05 at 8K, 1.24 at 16K, 1.43 at 32,000, 2.46 at 128K. Without
+    /// dense rows for the last queries RULER's hard retrieval at 16K lost 25 points; with them it loses none, as do
+    /// [`Self::Recall`] at 0.9 and [`Self::Flex`] at 0.95, which are slower.
+    pub const AUTO: Self = Self::Threshold { alpha: 0.01, n_last: 256 };
 
     /// [`Self::Auto`] as what it is for so many keys, on a device where sparsity pays from `sparse_from` keys on; any other
     /// pattern as it is.
@@ -135,6 +141,10 @@ impl HeadPattern {
     /// This pattern, if its arguments make sense. A window without leading keys (`n_init` 0) does; anything else that
     /// is 0, or above [`Self::MAX_ARGUMENT`], does not.
     pub fn checked(self) -> Result<Self> {
+        let last = |n_last: usize| match n_last {
+            0..=0xffff => Ok(()),
+            _ => Err(Error::invalid(format!("{self}: n_last: expected at most 65535, got {n_last}"))),
+        };
         let count = |what: &str, value: usize, least: usize| match (least..=Self::MAX_ARGUMENT).contains(&value) {
             true => Ok(()),
             false => {
@@ -174,10 +184,14 @@ impl HeadPattern {
                     return Err(Error::invalid(what));
                 }
             }
-            Self::Threshold { alpha } => part("alpha", alpha)?,
-            Self::Recall { floor, alpha } => {
+            Self::Threshold { alpha, n_last } => {
+                part("alpha", alpha)?;
+                last(n_last)?;
+            }
+            Self::Recall { floor, alpha, n_last } => {
                 part("floor", floor)?;
                 part("alpha", alpha)?;
+                last(n_last)?;
             }
             Self::XAttention { stride, threshold } => {
                 if !matches!(stride, 4 | 8 | 16 | 32 | 64) {
@@ -212,9 +226,11 @@ impl std::fmt::Display for HeadPattern {
             Self::TriShape { n_init, n_local, n_last } => write!(f, "tri_shape:{n_init}:{n_local}:{n_last}"),
             Self::Flex { gamma, tau, .. } if *tau == Self::FLEX_TAU => write!(f, "flex:{gamma}"),
             Self::Flex { gamma, tau, .. } => write!(f, "flex:{gamma}:{tau}"),
-            Self::Threshold { alpha } => write!(f, "threshold:{alpha}"),
-            Self::Recall { floor, alpha } if *alpha == Self::RECALL_ALPHA => write!(f, "recall:{floor}"),
-            Self::Recall { floor, alpha } => write!(f, "recall:{floor}:{alpha}"),
+            Self::Threshold { alpha, n_last: 0 } => write!(f, "threshold:{alpha}"),
+            Self::Threshold { alpha, n_last } => write!(f, "threshold:{alpha}:{n_last}"),
+            Self::Recall { floor, alpha, n_last: 0 } if *alpha == Self::RECALL_ALPHA => write!(f, "recall:{floor}"),
+            Self::Recall { floor, alpha, n_last: 0 } => write!(f, "recall:{floor}:{alpha}"),
+            Self::Recall { floor, alpha, n_last } => write!(f, "recall:{floor}:{alpha}:{n_last}"),
             Self::XAttention { stride, threshold } => write!(f, "xattention:{stride}:{threshold}"),
         }
     }
@@ -243,8 +259,12 @@ impl FromStr for HeadPattern {
             "flex" => {
                 Self::Flex { gamma: given.part(0)?, tau: given.part_or(1, Self::FLEX_TAU)?, budget: Self::FLEX_BUDGET }
             }
-            "threshold" => Self::Threshold { alpha: given.part(0)? },
-            "recall" => Self::Recall { floor: given.part(0)?, alpha: given.part_or(1, Self::RECALL_ALPHA)? },
+            "threshold" => Self::Threshold { alpha: given.part(0)?, n_last: given.count_or(1, 0)? },
+            "recall" => Self::Recall {
+                floor: given.part(0)?,
+                alpha: given.part_or(1, Self::RECALL_ALPHA)?,
+                n_last: given.count_or(2, 0)?,
+            },
             "xattention" => Self::XAttention { stride: given.count(0)?, threshold: given.part(1)? },
             _ => return Err(unknown()),
         }
@@ -267,7 +287,11 @@ impl Arguments<'_> {
             found if (least..=most).contains(&found) => Ok(()),
             found => {
                 let Self { text, form, .. } = self;
-                let expected = if least < most { format!("{least} or {most}") } else { most.to_string() };
+                let expected = match most - least {
+                    0 => most.to_string(),
+                    1 => format!("{least} or {most}"),
+                    _ => format!("{least} to {most}"),
+                };
                 let what = format!("pattern {text:?}: expected {form} ({expected} arguments), got {found}");
                 Err(Error::invalid(what))
             }
@@ -282,6 +306,10 @@ impl Arguments<'_> {
     /// A decimal fraction.
     fn part(&self, at: usize) -> Result<f32> {
         self.number(at, |c| c.is_ascii_digit() || c == b'.')
+    }
+
+    fn count_or(&self, at: usize, default: usize) -> Result<usize> {
+        if at < self.given.len() { self.count(at) } else { Ok(default) }
     }
 
     fn part_or(&self, at: usize, default: f32) -> Result<f32> {
@@ -436,8 +464,10 @@ mod tests {
             "flex:0.95",
             "flex:0.9:0",
             "threshold:0.02",
+            "threshold:0.01:256",
             "recall:0.95",
             "recall:0.9:0.1",
+            "recall:0.9:0.02:256",
             "xattention:8:0.9",
             "auto",
         ] {
@@ -473,6 +503,8 @@ mod tests {
         assert!(error("flex:nan").contains("\"nan\""));
         assert!(error("threshold:0").contains("alpha"));
         assert!(error("recall:1.5").contains("floor"));
+        assert!(error("threshold:0.1:65536").contains("n_last"));
+        assert!(error("recall:0.9:0.1:1:2").contains("(1 to 3 arguments), got 4"));
         assert!(error("xattention:8").contains("STRIDE:THRESHOLD"));
         assert!(error("xattention:7:0.9").contains("stride: expected 4, 8, 16, 32 or 64, got 7"));
         assert!(error("xattention:8:1.5").contains("threshold"));

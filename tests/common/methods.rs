@@ -303,13 +303,14 @@ pub fn flex(scores: &Scores, gamma: f64, least: usize) -> Flex {
 /// FlashPrefill's selection (arXiv 2603.06199): key blocks that weigh at least `alpha` times the heaviest of their row. The
 /// crate's scoring is the softmax of block means. The first block, the row block's own and `window - 1` before it are
 /// always in.
-pub fn threshold(scores: &Scores, alpha: f64, window: usize) -> Vec<Vec<Verdict>> {
-    above(scores, [alpha * (1.0 + TIE), alpha * (1.0 - TIE)], window)
+/// Row blocks with one of the `last` queries take all (FlashPrefill V2's dense last blocks).
+pub fn threshold(scores: &Scores, alpha: f64, window: usize, last: usize) -> Vec<Vec<Verdict>> {
+    above(scores, [alpha * (1.0 + TIE), alpha * (1.0 - TIE)], window, last)
 }
 
 /// Key blocks that weigh at least a part of the heaviest of their row: from the first part on they must be in, from the
 /// second on they may.
-fn above(scores: &Scores, [must, may]: [f64; 2], window: usize) -> Vec<Vec<Verdict>> {
+fn above(scores: &Scores, [must, may]: [f64; 2], window: usize, last: usize) -> Vec<Vec<Verdict>> {
     let mut blocks = Vec::new();
     for (r, row) in scores.rows.iter().enumerate() {
         let weights = softmax(row.clone());
@@ -318,9 +319,13 @@ fn above(scores: &Scores, [must, may]: [f64; 2], window: usize) -> Vec<Vec<Verdi
             heaviest = heaviest.max(*weight);
         }
         let own = scores.first(r) / BLOCK;
+        let mut whole = false;
+        for query in r * BLOCK..scores.queries.min((r + 1) * BLOCK) {
+            whole |= query + last >= scores.queries;
+        }
         let mut chosen = Vec::new();
         for (c, weight) in weights.iter().enumerate() {
-            let always = c == 0 || c + window > own;
+            let always = whole || c == 0 || c + window > own;
             chosen.push(Verdict::of(always || *weight >= must * heaviest, always || *weight >= may * heaviest));
         }
         blocks.push(chosen);
@@ -331,7 +336,7 @@ fn above(scores: &Scores, [must, may]: [f64; 2], window: usize) -> Vec<Vec<Verdi
 /// The crate's own `recall:FLOOR:ALPHA`: [`threshold`] with the largest threshold of at most `alpha` whose blocks hold `floor`
 /// of the last queries' attention. Thresholds are tried by steps of 1/64. None where not even a threshold of 2^-10
 /// serves: such a head is dense.
-pub fn recall(scores: &Scores, floor: f64, alpha: f64, window: usize) -> Option<Vec<Vec<Verdict>>> {
+pub fn recall(scores: &Scores, floor: f64, alpha: f64, window: usize, last: usize) -> Option<Vec<Vec<Verdict>>> {
     let own = (scores.start + scores.queries - 1) / BLOCK;
     let weights = softmax(scores.last.clone());
     let mut heaviest: f64 = 0.0;
@@ -367,7 +372,7 @@ pub fn recall(scores: &Scores, floor: f64, alpha: f64, window: usize) -> Option<
     if must < 2f64.powi(-10) {
         return None;
     }
-    Some(above(scores, [must * (1.0 + TIE), may * (1.0 - TIE) / (1.0 + 1.0 / 32.0)], window))
+    Some(above(scores, [must * (1.0 + TIE), may * (1.0 - TIE) / (1.0 + 1.0 / 32.0)], window, last))
 }
 
 /// XAttention's choice (arXiv 2503.16428, algorithm 1): queries and keys in groups of `stride`; the sum along a group's

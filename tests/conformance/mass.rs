@@ -231,20 +231,27 @@ for_each_backend!(fit_heads, |b| {
 for_each_backend!(weigh_and_select_blocks, |b| {
     let mut rng = Rng(41);
     for (q_len, kv_len, q_start) in [(64usize, 64usize, 0), (700, 2900, 2200), (300, 429, 129), (1500, 1500, 0)] {
-        let (rows, blocks, heads) = (q_len.div_ceil(BLOCK), kv_len.div_ceil(BLOCK), 5);
+        let (rows, blocks, heads) = (q_len.div_ceil(BLOCK), kv_len.div_ceil(BLOCK), 6);
         let words = blocks.div_ceil(32);
         let seen = |r: usize| (q_start + q_len.min((r + 1) * BLOCK) - 1) / BLOCK + 1;
         let scale = 0.25;
         let rules = [
-            (HeadPlan::HEAD_MASS, 0.8f32, 1),
+            (HeadPlan::HEAD_MASS, 0.8f32, 1usize),
             (HeadPlan::ROW_MASS, 0.7, 0),
             (HeadPlan::OF_MAX, 0.2, 3),
             (HeadPlan::TOP_K, 0.0, 0),
             (HeadPlan::HEAD_MASS, 0.95, 0),
+            (HeadPlan::OF_MAX, 0.3, 2),
         ];
+        // Row blocks with one of the last 90 queries take all, in the last head.
+        let n_last = |h: usize| if h + 1 == rules.len() { 90 } else { 0 };
         let plan: Vec<_> = rules
             .iter()
-            .map(|&(c, number, nearest)| HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: number.to_bits(), b: nearest, c })
+            .enumerate()
+            .map(|(h, &(c, number, nearest))| {
+                let b = HeadPlan::nearest_and_last(nearest, n_last(h));
+                HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: number.to_bits(), b, c }
+            })
             .collect();
         let plan_table = u32s(b, [heads, 4], bytemuck::cast_slice(&plan));
         let mut values = vec![f32::NEG_INFINITY; heads * rows * blocks];
@@ -275,7 +282,8 @@ for_each_backend!(weigh_and_select_blocks, |b| {
         let bit = |h: usize, r: usize, c: usize| mask[(h * rows + r) * words + c / 32] >> (c % 32) & 1 == 1;
         let always = |h: usize, r: usize, c: usize| {
             let own = (q_start + r * BLOCK) / BLOCK;
-            c == 0 || c >= own || own - c < rules[h].2 as usize
+            let whole = n_last(h) > 0 && q_len.min((r + 1) * BLOCK) + n_last(h) > q_len;
+            whole || c == 0 || c >= own || own - c < rules[h].2
         };
         for h in 0..heads {
             let (rule, number) = (rules[h].0, f64::from(rules[h].1));

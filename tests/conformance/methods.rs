@@ -133,10 +133,10 @@ fn threshold_is_the_papers_cpu() {
     let (mut entries, mut ties, mut dropped) = (0, 0, 0);
     each_call(|call, what| {
         let scores: Vec<Scores> = (0..call.shape.n_heads).map(|h| Scores::of(&head(call, h))).collect();
-        for alpha in [0.02f32, 0.1, 0.5] {
-            let index = index_of(call, &vec![HeadPattern::Threshold { alpha }; call.shape.n_heads]);
+        for (alpha, n_last) in [(0.02f32, 0), (0.1, 0), (0.5, 0), (0.1, 1), (0.5, 70)] {
+            let index = index_of(call, &vec![HeadPattern::Threshold { alpha, n_last }; call.shape.n_heads]);
             for (h, scores) in scores.iter().enumerate() {
-                let verdicts = methods::threshold(scores, f64::from(alpha), 4);
+                let verdicts = methods::threshold(scores, f64::from(alpha), 4, n_last);
                 ties += check_blocks(&format!("{what}: alpha {alpha}"), &index, h, &head(call, h), &verdicts);
                 entries += verdicts.iter().map(Vec::len).sum::<usize>();
                 dropped += verdicts.iter().flatten().filter(|v| **v == Verdict::Out).count();
@@ -151,12 +151,12 @@ fn recall_is_as_stated_cpu() {
     let (mut sparse, mut dense, mut ties, mut entries) = (0, 0, 0, 0);
     each_call(|call, what| {
         let scores: Vec<Scores> = (0..call.shape.n_heads).map(|h| Scores::of(&head(call, h))).collect();
-        for (floor, alpha) in [(0.9f32, 0.02f32), (0.7, 0.5), (0.97, 1.0)] {
-            let index = index_of(call, &vec![HeadPattern::Recall { floor, alpha }; call.shape.n_heads]);
+        for (floor, alpha, n_last) in [(0.9f32, 0.02f32, 0), (0.7, 0.5, 65), (0.97, 1.0, 0)] {
+            let index = index_of(call, &vec![HeadPattern::Recall { floor, alpha, n_last }; call.shape.n_heads]);
             for (h, scores) in scores.iter().enumerate() {
                 let what = format!("{what}: recall {floor} alpha {alpha} head {h}");
                 let pairs: u64 = (0..index.row_blocks()).map(|r| index.row(h, r).pairs()).sum();
-                match methods::recall(scores, f64::from(floor), f64::from(alpha), 4) {
+                match methods::recall(scores, f64::from(floor), f64::from(alpha), 4, n_last) {
                     Some(verdicts) if pairs < call.shape.causal_pairs() => {
                         sparse += 1;
                         ties += check_blocks(&what, &index, h, &head(call, h), &verdicts);
@@ -210,7 +210,7 @@ fn heads_that_share_keys_choose_by_their_mean_cpu() {
         let heads = call.shape.n_heads;
         let own: Vec<Scores> = (0..heads).map(|h| Scores::of(&head(call, h))).collect();
         let alpha = 0.1f32;
-        let index = index_with(call, &vec![HeadPattern::Threshold { alpha }; heads], SHARED);
+        let index = index_with(call, &vec![HeadPattern::Threshold { alpha, n_last: 0 }; heads], SHARED);
         let flex = HeadPattern::Flex { gamma: 0.9, tau: 0.0, budget: [128, 0] };
         let options = AttentionOptions { extras: SHARED, ..AttentionOptions::EXACT };
         let (q, k) = (call.q.view(), call.k.view());
@@ -219,7 +219,7 @@ fn heads_that_share_keys_choose_by_their_mean_cpu() {
         for h in 0..heads {
             let shared = Scores::mean(&own[group(call, h)]);
             let what = format!("{what}: shared");
-            check_blocks(&what, &index, h, &head(call, h), &methods::threshold(&shared, f64::from(alpha), 4));
+            check_blocks(&what, &index, h, &head(call, h), &methods::threshold(&shared, f64::from(alpha), 4, 0));
             if columns[h].is_empty() {
                 continue;
             }

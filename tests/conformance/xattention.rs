@@ -132,7 +132,9 @@ for_each_backend!(xattention_heads, |b| {
         let threshold = [0.8f32, 0.6][case];
         let mut patterns = vec![HeadPattern::XAttention { stride, threshold }; s.n_heads];
         // Other strides and other rules beside.
-        patterns[1] = [HeadPattern::XAttention { stride: 32, threshold }, HeadPattern::Threshold { alpha: 0.1 }][case];
+        patterns[1] =
+            [HeadPattern::XAttention { stride: 32, threshold }, HeadPattern::Threshold { alpha: 0.1, n_last: 90 }]
+                [case];
         let index = estimate(b, &patterns, s, call.q.view(), call.k.view()).unwrap().to_host(b).unwrap();
         index.validate().unwrap();
         for (h, pattern) in patterns.iter().enumerate() {

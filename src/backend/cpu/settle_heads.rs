@@ -24,7 +24,7 @@ pub(super) fn settle_heads(
         }
         let (vertical, slash) = (column_count[h], offset_count[h]);
         *plan = if distance(p, columns, blocks) < budget.tau {
-            let nearest = budget.least.div_ceil(BLOCK as u32);
+            let nearest = HeadPlan::nearest_and_last((budget.least as usize).div_ceil(BLOCK), 0);
             HeadPlan { kind: HeadPlan::BLOCK_SPARSE, a: budget.mass.to_bits(), b: nearest, c: HeadPlan::HEAD_MASS }
         } else if vertical > plan.a || slash > plan.b || slash >= p.kv_len {
             HeadPlan { kind: HeadPlan::DENSE, a: 0, b: 0, c: 0 }
@@ -45,7 +45,7 @@ fn fit(p: &SettleHeadsParams, columns: &[f32], blocks: &[f32], floor: f32, own: 
     let (mut bins, mut credit) = (vec![0; BINS], 0.0);
     for (c, (score, keys)) in blocks.iter().zip(columns.chunks(BLOCK)).enumerate() {
         let real = keys.iter().sum::<f32>() * p.unit;
-        match c == 0 || c + own.b as usize >= blocks.len() {
+        match c == 0 || c + own.nearest() >= blocks.len() {
             true => credit += real,
             false => bins[bin(((score - max) * p.scale).exp())] += whole(real, ONE),
         }

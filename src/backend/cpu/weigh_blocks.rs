@@ -69,9 +69,10 @@ pub(super) fn select_weighed_blocks(
             _ => 0,
         };
         mask.fill(0);
+        let whole_row = plan.n_last() > 0 && (r + 1) * BLOCK + plan.n_last() > p.q_len as usize;
         for (c, &x) in row.iter().enumerate() {
             let chosen = if plan.c == HeadPlan::OF_MAX { x >= number * largest } else { bin(x) < taken };
-            if chosen || c == 0 || c + plan.b as usize > own || c >= own {
+            if whole_row || chosen || c == 0 || c + plan.nearest() > own || c >= own {
                 mask[c / 32] |= 1 << (c % 32);
             }
         }

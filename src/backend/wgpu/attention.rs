@@ -144,14 +144,14 @@ impl std::str::FromStr for AttentionKernel {
 }
 
 impl AttentionKernel {
-    /// The shader, and queries of a workgroup.
-    fn shader(&self, traits: &Traits, head_dim: u32, out: DType) -> (Specialisation, u32) {
+    /// The shader, and queries of a workgroup. Matrices have a form of its own for skip-softmax.
+    fn shader(&self, traits: &Traits, head_dim: u32, out: DType, skips: bool) -> (Specialisation, u32) {
         let tiles = |tile: Tile| (specialisation(traits, tile, head_dim, out), 8 * tile.rows);
         match self {
             Self::Tiles => tiles(Tile::choose(traits)),
             Self::SmallTiles => tiles(Tile::small(traits).unwrap_or(Tile::choose(traits))),
-            Self::Coop(variant) => (variant.specialisation(traits, head_dim, out), variant.rows(traits)),
-            Self::Rows(variant) => (variant.specialisation(traits, head_dim, out), variant.rows()),
+            Self::Coop(variant) => (variant.specialisation(traits, head_dim, out, skips), variant.rows(traits)),
+            Self::Rows(variant) => (variant.specialisation(traits, head_dim, out, skips), variant.rows()),
         }
     }
 }
@@ -190,7 +190,7 @@ impl Wgpu {
             false => self.context.tuner.chosen(subject),
         };
         let tried = tried.and_then(|name| name.parse().ok());
-        tried.filter(|kernel| all.contains(kernel)).unwrap_or(all[0])
+        tried.filter(|kernel| all.contains(kernel)).unwrap_or_else(|| best_guess(&all, walk))
     }
 
     /// The first [`MOST_KERNELS`], those of matrices alone where there are any.
@@ -199,11 +199,19 @@ impl Wgpu {
         let only_tiles = all.iter().all(tiles);
         let traits = &self.context.traits;
         let candidate = |kernel: &AttentionKernel| {
-            let shader = kernel.shader(traits, head_dim, traits.activation()).0;
+            let shader = kernel.shader(traits, head_dim, traits.activation(), false).0;
             Candidate { name: kernel.to_string(), specialisations: vec![shader] }
         };
         all.iter().filter(|kernel| only_tiles || !tiles(kernel)).take(MOST_KERNELS).map(candidate).collect()
     }
+}
+
+/// The first, but for chosen blocks the first of 64 rows: two row blocks in one group both pay for what either chose
+/// (H100, block-sparse 100 at 32K: `w4r1k32` 184 TFLOP/s, `w8r1k64` 156).
+fn best_guess(all: &[AttentionKernel], walk: Walk) -> AttentionKernel {
+    let single = |kernel: &&AttentionKernel| matches!(kernel, AttentionKernel::Rows(variant) if variant.rows() == 64);
+    let blocks = all.iter().find(single).filter(|_| walk == Walk::Blocks);
+    *blocks.unwrap_or(&all[0])
 }
 
 /// Kernels that are tried.
@@ -455,7 +463,8 @@ fn launch(b: &Wgpu, p: &AttentionParams, kernel: AttentionKernel, o: &Operands, 
     let traits = &b.context.traits;
     let strides = Strides::of(p);
     let group = p.n_heads / p.n_kv_heads;
-    let (specialisation, tile_rows) = kernel.shader(traits, kernel_head_dim(p.head_dim), o.out.dtype);
+    let (specialisation, tile_rows) =
+        kernel.shader(traits, kernel_head_dim(p.head_dim), o.out.dtype, p.skip_below > SKIP_NOTHING);
 
     // Bytes per head of the parts that are contiguous by head.
     let (row_ranges, columns) = (8 * u64::from(p.row_blocks), 256 * u64::from(p.column_tiles.max(1)));

@@ -109,7 +109,7 @@ impl CoopVariant {
         (1..=room).rev().find(whole).unwrap_or(0)
     }
 
-    pub(super) fn specialisation(&self, traits: &Traits, head_dim: u32, out: DType) -> Specialisation {
+    pub(super) fn specialisation(&self, traits: &Traits, head_dim: u32, out: DType, skips: bool) -> Specialisation {
         let (cm, sg) = (traits.matrix(), traits.subgroup_max);
         let softmax_tiles = (self.row_tiles / self.team).max(1);
         let softmax_rows = self.row_tiles * cm / self.team / softmax_tiles;
@@ -125,6 +125,7 @@ impl CoopVariant {
             .constant("SUBGROUPS", self.subgroups)
             .constant("TEAM", self.team)
             .constant("RM", self.row_tiles)
+            .constant("SKIPS", u32::from(skips))
             .constant("BC", self.keys)
             .constant("PREFETCH", u32::from(self.prefetch))
             .constant("BLOCKS", self.rows(traits) / 64)
@@ -157,7 +158,9 @@ impl CoopVariant {
 pub(super) fn specialisations(traits: &Traits, list: &mut Vec<Specialisation>) {
     for head_dim in HEAD_DIMS {
         for variant in CoopVariant::all(traits, head_dim) {
-            list.extend(traits.act_or_f32().map(|out| variant.specialisation(traits, head_dim, out)));
+            for skips in [false, true] {
+                list.extend(traits.act_or_f32().map(|out| variant.specialisation(traits, head_dim, out, skips)));
+            }
         }
     }
 }

@@ -84,11 +84,15 @@ macro_rules! tiles {
 /// Shapes to choose from. The first of a matrix size that a device can hold is its default for large products.
 const TILES: &[Tile] = tiles! {
     // name: matrix size, fragments, subgroups, inner length, stages, units
-    // 4096 x 14336 x 4096 on an H100: 274, 268, 264 and, of those without SPIR-V of our own, 163 TFLOP/s; the rest 57 to 193.
+    // 4096 x 14336 x 4096 on an H100: 292, 290 TFLOP/s. With a longer step or two stages: 128x256x64x1 284, 128x256x32x2 263,
+    // 128x128x64x1 221, 128x128x32x2 168.
+    "128x128x32x1f": 16, [4, 4], [2, 2], 32, 1, Frags;
+    "128x256x32x1f": 16, [4, 4], [2, 4], 32, 1, Frags;
+    // The same: 274, 268, 264 and, of those without SPIR-V of our own, 163 TFLOP/s; the rest 57 to 193.
     "128x128x64x1u": 16, [4, 4], [2, 2], 64, 1, Words;
     "128x128x32x1u": 16, [4, 4], [2, 2], 32, 1, Words;
     "128x256x32x1u": 16, [4, 4], [2, 4], 32, 1, Words;
-    // For few groups. 1024 x 1536 x 2048 and 64 x 4096 x 14336: 0.086, 0.242 ms and 0.092, 0.220 ms; the first of all
+    // For few groups. 1024 x 1536 x 2048 and 64 x 4096 x 14336: 0.086, 0.242 ms and 0.092, 0.220 ms; 128x128x64x1u
     // 0.070, 0.266; the best of the rest 0.111, 0.282; registers 0.376, 1.731.
     "64x128x64x1u": 16, [2, 4], [2, 2], 64, 1, Words;
     "64x64x64x1u": 16, [2, 2], [2, 2], 64, 1, Words;
@@ -123,10 +127,6 @@ const TILES: &[Tile] = tiles! {
     "64x64x16x2": 8, [4, 4], [2, 2], 16, 2, Vectors;
     "64x64x32x1": 8, [4, 4], [2, 2], 32, 1, Vectors;
     "64x64x16x2u": 8, [4, 4], [2, 2], 16, 2, Words;
-    // 290 and 289 TFLOP/s, but seen on a GPU with whole tiles alone: to be the first once tests/wgpu_ops.rs has passed on one. With
-    // a longer step or two stages: 128x256x64x1 284, 128x256x32x2 263, 128x128x64x1 221, 128x128x32x2 168.
-    "128x128x32x1f": 16, [4, 4], [2, 2], 32, 1, Frags;
-    "128x256x32x1f": 16, [4, 4], [2, 4], 32, 1, Frags;
 };
 
 /// The same for packed weights, which are unpacked as they come.
