@@ -1,9 +1,10 @@
 //! Times the products and the small operations of the wgpu backend on this machine's best adapter, and checks the products.
 //!
-//! `cargo run --release --example wgpu_probe -- [products] [packed] [rows] [small] [--size M N K] [--tokens T] [--tiles A,B]`
+//! `cargo run --release --example wgpu_probe -- [products] [tiers] [packed] [rows] [small] [--size M N K] [--tokens T] [--tiles A,B]`
 //!
-//! - `products`: every tile shape on cooperative matrices (or those of `--tiles` alone), then tiers `subgroup` and `plain`; TFLOP/s, and the relative
-//!   error of sampled elements against f64.
+//! - `products`: every tile shape on cooperative matrices (or those of `--tiles` alone); TFLOP/s, and the relative error of
+//!   sampled elements against f64.
+//! - `tiers`: the same for tiers `subgroup` and `plain`.
 //! - `packed`: the tile shapes for packed weights, each type.
 //! - `rows`: one to four rows, as in decoding; GB/s of weights read.
 //! - `small`: everything else a layer does, at the sizes of an 8B model; GB/s read and written.
@@ -43,7 +44,7 @@ fn arguments() -> Arguments {
         }
     }
     if found.sections.is_empty() {
-        found.sections = ["products", "packed", "rows", "small"].map(String::from).to_vec();
+        found.sections = ["products", "tiers", "packed", "rows", "small"].map(String::from).to_vec();
     }
     found
 }
@@ -136,10 +137,15 @@ fn products(b: &Wgpu, size: [usize; 3], tiles: &[String]) -> Result<()> {
             product(b, name, size, out)?;
         }
     }
+    Ok(())
+}
+
+/// Products in the tiers without matrices.
+fn tiers([m, n, k]: [usize; 3]) -> Result<()> {
     for tier in [Tier::Subgroup, Tier::Plain] {
         match Wgpu::new(None, Options { tier, ..Options::default() }) {
             Ok(b) => {
-                product(&b, tier.name(), size, DType::F32)?;
+                product(&b, tier.name(), [m, n, k], DType::F32)?;
                 product(&b, &format!("{}, 64 rows", tier.name()), [64.min(m), n, k], DType::F32)?;
             }
             Err(error) => println!("{}: not run: {error}", tier.name()),
@@ -255,10 +261,11 @@ fn main() -> Result<()> {
         println!("-- {section}");
         match section.as_str() {
             "products" => products(&b, arguments.size, &arguments.tiles)?,
+            "tiers" => tiers(arguments.size)?,
             "packed" => packed(&b, arguments.size, &arguments.tiles)?,
             "rows" => rows(&b, arguments.size)?,
             "small" => small(&b, arguments.tokens)?,
-            other => eprintln!("no section {other}: products, packed, rows, small"),
+            other => eprintln!("no section {other}: products, tiers, packed, rows, small"),
         }
     }
     Ok(())

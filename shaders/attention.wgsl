@@ -2,14 +2,20 @@
 //
 //     out[i] = sum_j softmax_j(scale * q[i] . k[j]) v[j]     over the keys j that the index gives query i
 //
-// One group: one head and TILE_Q queries of one row block; 16 x 8 invocations, ROWS queries x KEYS keys each. The group
-// walks its row block's ranges in tiles of TILE_K keys from wherever they start, then the tiles of single columns whose
-// keep mask is not empty. Later row blocks have more keys and come first, all heads of a row block together.
+// One group: one head and TILE_Q queries of one row block; 16 x 8 invocations, ROWS queries x 4 keys of each tile each. The
+// group walks its row block's ranges in tiles of 64 keys from wherever they start, then the tiles of single columns whose
+// keep mask is not empty, TILES of them at a time. Later row blocks have more keys and come first, all heads of a row block
+// together.
 //
-// All arithmetic is f32. Tiles of Q, K and V lie in workgroup memory as f16 where they come as f16: that costs three
-// conversions to 8 multiplications, but f32 would take twice its traffic, and on an H100 twice the time. They come in
-// parts, STEP vec4s of Q and K at a time for the scores, 64 elements of VALUES values for the output; each part is read from
-// storage while the one before is multiplied.
+// All arithmetic is f32, on parts in workgroup memory: 4 STEP elements of queries and keys, turned, so that an element of
+// all is a row and one read serves 4 of them; then the probabilities of a tile and VALUES of its values. Parts are f16 where
+// the operands are, which halves the traffic: on an H100 f32 on either side took 1.2 to 1.3 times as long, conversions and
+// all. Each part is read from storage while the one before is multiplied, without a branch or a conversion at the load:
+// compilers wait for a value where it is first looked at (that alone took a third of the time).
+//
+// Profile on an H100 (D 128): of the instructions 0.63 multiply, 0.16 convert, the rest moves parts; 8 of 64 warps fit, and
+// the multiplications issue at three quarters of what that allows. Sums of P V in f16 were tried: of 8 products a tenth
+// faster and 5.4e-4 wrong (relative L2), of 4 no faster.
 // Relies on build_index: ranges and columns of a row are disjoint, columns lie before the row block.
 //
 // Why no index needs a check: heads and row blocks are below those of the index (the guard on `id`); the ranges of a row
@@ -61,6 +67,7 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read> v: array<vec4<Elem>>; // [kv_heads, kv_len, head_dim] under strides
 @group(0) @binding(3) var<storage, read> row_ranges: array<u32>; // [heads, row_blocks, 2]
 @group(0) @binding(4) var<storage, read> ranges: array<u32>; // [_, 2]
+@group(0) @binding(5) var<storage, read> columns: array<u32>; // [heads, 64 * column_tiles]
 @group(0) @binding(6) var<storage, read> keep: array<u32>; // [heads, row_blocks, 2 * column_tiles]
 @group(0) @binding(7) var<storage, read> window: array<u32>; // [heads, 2]
 @group(0) @binding(8) var<storage, read_write> out: array<Out>; // [heads, rows, head_dim] under strides
@@ -68,12 +75,16 @@ var<immediate> p: Params;
 
 const THREADS: u32 = 128u;
 const TILE_Q: u32 = 8u * ROWS;
-const TILE_K: u32 = 16u * KEYS;
 const HEAD_VECS: u32 = HEAD_DIM / 4u;
-// One vec4 more than a row, so that rows begin in different banks.
-const PITCH: u32 = STEP + 1u;
-const V_PITCH: u32 = 17u;
+// vec4s of a row of queries, keys and probabilities, one more than are used, so that rows begin in different banks.
+const Q_PITCH: u32 = TILE_Q / 4u + 1u;
+const K_PITCH: u32 = 16u * TILES + 1u;
 const P_PITCH: u32 = 17u;
+// Where the keys of a part begin, behind its queries.
+const K_AT: u32 = 4u * STEP * Q_PITCH;
+// Blocks of 4 elements of 4 queries, or of 4 keys, in a part: at most one an invocation.
+const Q_BLOCKS: u32 = TILE_Q / 4u * STEP;
+const K_BLOCKS: u32 = 16u * TILES * STEP;
 
 const LOG2_E: f32 = 1.4426950408889634;
 const LN_2: f32 = 0.6931471805599453;
@@ -82,151 +93,253 @@ const MASKED: f32 = -3e38;
 const LOWEST: f32 = -1e30;
 const SKIP_NOTHING: f32 = -3.4028234e38;
 
-var<workgroup> s_q: array<Staged, TILE_Q * PITCH>;
-// A part of K, or of V.
-var<workgroup> s_kv: array<Staged, KV_VECS>;
+// The keys of the tiles at hand and of the next ones.
+var<workgroup> s_keys: array<u32, 128u * TILES>;
+// A part of the queries and behind it one of the keys; then the probabilities of a tile.
+var<workgroup> s_tile: array<Staged, TILE_VECS>;
+// A part of the values.
+var<workgroup> s_v: array<Staged, VALUES * V_PITCH>;
 // Skip-softmax: whether any row of the tile at hand is loud enough to be computed.
 var<workgroup> s_loud: atomic<u32>;
-var<workgroup> s_p: array<vec${KEYS}<Probability>, TILE_Q * P_PITCH>;
 
 // The log-sum-exp of no key. A variable, because WGSL has no infinite constants.
 var<private> negative_infinity: u32 = 0xff800000u;
 
-// The tile at hand: keys [key0, key_end) of a range, or the columns from tile_column on. Bit j of `allowed`: whether key j of
-// this invocation may be computed at all.
-var<private> key0: u32;
-var<private> key_end: u32;
-var<private> is_columns: bool;
-var<private> tile_column: u32;
-var<private> allowed: u32;
-// What is left of the row block: ranges, columns.
+// Of this invocation's queries: scores, then probabilities, with 4 keys of each tile; the maximum, the sum, the output.
+//@for i 0 ROWS
+//@for t 0 TILES
+var<private> s${i}_${t}: vec4<f32>;
+//@end
+var<private> m${i}: f32;
+var<private> l${i}: f32;
+//@for n 0 OUT_VECS
+var<private> o${i}_${n}: vec4<f32>;
+//@end
+//@end
+
+// Where the walk is: keys [walk_key, walk_end) of a range, or the columns from walk_column on, and what is left.
+var<private> walk_key: u32;
+var<private> walk_end: u32;
 var<private> next_range: u32;
 var<private> range_end: u32;
 var<private> next_column: u32;
+// The tiles at hand: keys [first, end) of a range, or columns from `first` on, and which of this invocation's are kept.
+//@for t 0 TILES
+var<private> first${t}: u32;
+var<private> end${t}: u32;
+var<private> is_columns${t}: bool;
+// Whether keys are masked by the bits of `kept`, not by their position: columns, and places past the last tile.
+var<private> by_bits${t}: bool;
+var<private> kept${t}: u32;
+//@end
 
-// The key in place `i` of a tile of neighbours; places beyond its end repeat a key that exists, because 0 * NaN is not 0.
-fn range_key(i: u32) -> u32 {
-    return min(key0 + i, key_end - 1u);
+// Goes to the next tile: false after the last.
+fn advance(key_limit: u32, keep_base: u32) -> bool {
+    walk_key += 64u;
+    while walk_key >= walk_end && next_range < range_end {
+        walk_key = ranges[p.ranges_at + 2u * next_range];
+        walk_end = min(ranges[p.ranges_at + 2u * next_range + 1u], key_limit);
+        next_range++;
+    }
+    if walk_key < walk_end {
+        return true;
+    }
+    while next_column < p.column_tiles && (keep[keep_base + 2u * next_column] | keep[keep_base + 2u * next_column + 1u]) == 0u {
+        next_column++;
+    }
+    next_column++;
+    return next_column <= p.column_tiles;
 }
 
-// What this invocation copies of a part, on its way from storage to workgroup memory while the part before is multiplied.
-//@for i 0 Q_STAGE
-var<private> q_part${i}: vec4<Elem>;
+// Takes the next TILES tiles: false where there is none. Places past the last one repeat the tile before, masked.
+fn take_tiles(tx: u32, key_limit: u32, keep_base: u32, column_base: u32) -> bool {
+    if !advance(key_limit, keep_base) {
+        return false;
+    }
+    take0(tx, keep_base, column_base);
+//@for t 1 TILES
+    if advance(key_limit, keep_base) {
+        take${t}(tx, keep_base, column_base);
+    } else {
+        first${t} = first${t-1};
+        end${t} = end${t-1};
+        is_columns${t} = is_columns${t-1};
+        by_bits${t} = true;
+        kept${t} = 0u;
+    }
 //@end
-//@for i 0 K_STAGE
+    return true;
+}
+
+//@for t 0 TILES
+fn take${t}(tx: u32, keep_base: u32, column_base: u32) {
+    is_columns${t} = walk_key >= walk_end;
+    by_bits${t} = is_columns${t};
+    first${t} = walk_key;
+    end${t} = walk_end;
+    if is_columns${t} {
+        let tile = next_column - 1u;
+        first${t} = column_base + 64u * tile;
+        kept${t} = keep[keep_base + 2u * tile + tx / 8u] >> (4u * (tx % 8u));
+    }
+}
+//@end
+
+// Writes down the keys of the tiles that were taken, in the other half of `s_keys`. Places beyond the end of a tile repeat
+// a key that exists, because 0 * NaN is not 0.
+fn write_keys(lane: u32) {
+    keys_at = 64u * TILES - keys_at;
+    let i = lane % 64u;
+//@for t 0 TILES
+    if is_columns${t} {
+        s_keys[keys_at + ${64*t}u + i] = min(columns[first${t} + i], p.kv_len - 1u);
+    } else {
+        s_keys[keys_at + ${64*t}u + i] = min(first${t} + i, end${t} - 1u);
+    }
+//@end
+}
+
+// The half of `s_keys` that was written last, and the half with the tiles that are multiplied.
+var<private> keys_at: u32;
+var<private> tile_keys_at: u32;
+
+// What this invocation copies of a part, on its way from storage to workgroup memory while the part before is multiplied:
+// 4 elements of 4 queries and of 4 keys, and where these begin.
+//@for i 0 4
+var<private> q_part${i}: vec4<Elem>;
 var<private> k_part${i}: vec4<Elem>;
+var<private> q_row${i}: u32;
+var<private> k_row${i}: u32;
 //@end
 //@for i 0 V_STAGE
 var<private> v_part${i}: vec4<Elem>;
 //@end
 
-// Reads STEP vec4s of each query and each key, from vec4 `first` on; rows beyond the last repeat it and are not written.
-// Slot i takes key (i % 16) * KEYS + i / 16, so that an invocation owns neighbouring keys and its reads hit different
-// banks.
-fn fetch_qk(lane: u32, q_base: u32, k_base: u32, row0: u32, first: u32) {
-//@for i 0 Q_STAGE
-    {
-        let x = lane + ${i}u * THREADS;
-        let d = first + x % STEP;
-        let row = min(row0 + x / STEP, p.q_len - 1u) - p.row_first;
-        q_part${i} = vec4<Elem>();
-        if d < p.head_dim / 4u {
-            q_part${i} = q[q_base + row * (p.q_row_stride / 4u) + d];
-        }
-    }
-//@end
-//@for i 0 K_STAGE
-    {
-        let x = lane + ${i}u * THREADS;
-        let slot = x / STEP;
-        let d = first + x % STEP;
-        k_part${i} = vec4<Elem>();
-        if x < TILE_K * STEP && d < p.head_dim / 4u {
-            k_part${i} = k_unit(k_base, (slot % 16u) * KEYS + slot / 16u, d);
-        }
-    }
+fn place_keys(lane: u32, k_base: u32) {
+    let slot = keys_at + lane % K_BLOCKS / STEP * 4u;
+//@for i 0 4
+    k_row${i} = k_base + s_keys[slot + ${i}u] * (p.k_row_stride / 4u);
 //@end
 }
 
-fn put_qk(lane: u32) {
-//@for i 0 Q_STAGE
-    {
-        let x = lane + ${i}u * THREADS;
-        if x < TILE_Q * STEP {
-            s_q[x / STEP * PITCH + x % STEP] = Staged(q_part${i});
-        }
-    }
-//@end
-//@for i 0 K_STAGE
-    {
-        let x = lane + ${i}u * THREADS;
-        if x < TILE_K * STEP {
-            s_kv[x / STEP * PITCH + x % STEP] = Staged(k_part${i});
-        }
-    }
+// Rows beyond the last repeat it and are not written.
+fn place_queries(lane: u32, q_base: u32, row0: u32) {
+    let row = row0 + lane % Q_BLOCKS / STEP * 4u;
+//@for i 0 4
+    q_row${i} = q_base + (min(row + ${i}u, p.q_len - 1u) - p.row_first) * (p.q_row_stride / 4u);
 //@end
 }
 
-// Reads 16 vec4s of VALUES values, from vec4 `first` and place `place` on.
-fn fetch_v(lane: u32, base: u32, first: u32, place: u32) {
+// Reads STEP vec4s of each query and each key, from vec4 `first` on; past the head dim, the last ones again.
+fn fetch_qk(lane: u32, first: u32) {
+    let d = min(first + lane % STEP, p.head_dim / 4u - 1u);
+//@for i 0 4
+    q_part${i} = q[q_row${i} + d];
+    k_part${i} = k[k_row${i} + d];
+//@end
+}
+
+// Puts them down turned, with zeros past the head dim in the queries: keys are real numbers there too. Whole vectors,
+// because writing a component may write the others.
+fn put_qk(lane: u32, first: u32) {
+    let d = 4u * (lane % STEP);
+    let there = first + lane % STEP < p.head_dim / 4u;
+    if lane < Q_BLOCKS {
+        let at = d * Q_PITCH + lane / STEP;
+//@for c 0 4
+        s_tile[at + ${c}u * Q_PITCH] = select(Staged(), Staged(vec4<Elem>(q_part0[${c}], q_part1[${c}], q_part2[${c}], q_part3[${c}])), there);
+//@end
+    }
+    if lane < K_BLOCKS {
+        let at = K_AT + d * K_PITCH + lane / STEP;
+//@for c 0 4
+        s_tile[at + ${c}u * K_PITCH] = Staged(vec4<Elem>(k_part0[${c}], k_part1[${c}], k_part2[${c}], k_part3[${c}]));
+//@end
+    }
+}
+
+// Reads VALUES values, from place `place` on.
+fn fetch_v(lane: u32, v_base: u32, place: u32) {
+    let d = min(lane % V_PITCH, p.head_dim / 4u - 1u);
 //@for i 0 V_STAGE
-    {
-        let x = lane + ${i}u * THREADS;
-        let d = first + x % 16u;
-        v_part${i} = vec4<Elem>();
-        if d < p.head_dim / 4u {
-            v_part${i} = v_unit(base, place + x / 16u, d);
-        }
-    }
+    v_part${i} = v[v_base + s_keys[tile_keys_at + place + lane / V_PITCH + ${i*128}u / V_PITCH] * (p.v_row_stride / 4u) + d];
 //@end
 }
 
 fn put_v(lane: u32) {
 //@for i 0 V_STAGE
+    s_v[lane + ${i}u * THREADS] = Staged(v_part${i});
+//@end
+}
+
+// Adds what a part of the queries and keys gives to the scores.
+fn multiply_qk(tx: u32, ty: u32) {
+    for (var d = 0u; d < 4u * STEP; d += 4u * UNROLL) {
+//@for u 0 4*UNROLL
+        {
+//@for t 0 TILES
+            let k${t} = vec4<f32>(s_tile[K_AT + (d + ${u}u) * K_PITCH + ${16*t}u + tx]);
+//@end
+//@for i 0 ROWS/4
+            let q${i} = vec4<f32>(s_tile[(d + ${u}u) * Q_PITCH + ty * ${ROWS/4}u + ${i}u]);
+//@end
+//@for i 0 ROWS
+//@for t 0 TILES
+            s${i}_${t} = fma(vec4<f32>(q${i/4}[${i%4}]), k${t}, s${i}_${t});
+//@end
+//@end
+        }
+//@end
+    }
+}
+
+// Adds what VALUES values from place `place` on give to the output.
+fn multiply_pv(tx: u32, ty: u32, place: u32) {
+    for (var c = 0u; c < VALUES / 4u; c += UNROLL) {
+//@for u 0 UNROLL
+        {
+//@for i 0 ROWS
+            let p${i} = vec4<f32>(s_tile[(ty * ROWS + ${i}u) * P_PITCH + place / 4u + c + ${u}u]);
+//@end
+//@for j 0 4
+            {
+//@for n 0 OUT_VECS
+                let v${n} = vec4<f32>(s_v[(c * 4u + ${j+4*u}u) * V_PITCH + ${16*n}u + tx]);
+//@end
+//@for i 0 ROWS
+//@for n 0 OUT_VECS
+                o${i}_${n} = fma(vec4<f32>(p${i}[${j}]), v${n}, o${i}_${n});
+//@end
+//@end
+            }
+//@end
+        }
+//@end
+    }
+}
+
+// Masks the scores of keys that are not there and of those that a query does not see, only where a tile needs it.
+fn mask(tx: u32, position: u32, first_position: u32, last_position: u32, n_init: u32, n_local: u32) {
+//@for t 0 TILES
     {
-        let x = lane + ${i}u * THREADS;
-        s_kv[x / 16u * V_PITCH + x % 16u] = Staged(v_part${i});
+        let ragged = by_bits${t} || first${t} + 64u > end${t};
+        let diagonal = first${t} + 64u > first_position + 1u;
+        let windowed = end${t} > n_init && last_position - first${t} >= n_local;
+        if ragged || diagonal || windowed {
+//@for i 0 ROWS
+//@for j 0 4
+            {
+                let key = first${t} + 4u * tx + ${j}u;
+                let query = position + ${i}u;
+                let seen = key < end${t} && key <= query && (query - key < n_local || key < n_init);
+                let shown = select(seen, (kept${t} >> ${j}u & 1u) != 0u, by_bits${t});
+                s${i}_${t}[${j}] = select(MASKED, s${i}_${t}[${j}], shown);
+            }
+//@end
+//@end
+        }
     }
 //@end
-}
-
-// The keep bits of columns [first, first + TILE_K) of a row block whose mask begins at `base`: 0 where the tile can be skipped.
-fn kept(base: u32, first: u32) -> u32 {
-    let word = keep[base + first / 32u];
-    if TILE_K == 64u {
-        return word | keep[base + first / 32u + 1u];
-    }
-    return (word >> (first % 32u)) & (0xffffffffu >> (32u - min(TILE_K, 32u)));
-}
-
-// Goes to the next tile: false after the last. `tx` is the invocation's place among the keys.
-fn advance(tx: u32, key_limit: u32, keep_base: u32, column_base: u32) -> bool {
-    key0 += TILE_K;
-    while key0 >= key_end && next_range < range_end {
-        key0 = ranges[p.ranges_at + 2u * next_range];
-        key_end = min(ranges[p.ranges_at + 2u * next_range + 1u], key_limit);
-        next_range++;
-    }
-    if key0 < key_end {
-        let mine = key0 + tx * KEYS;
-        allowed = 0u;
-//@for j 0 KEYS
-        allowed |= select(0u, 1u << ${j}u, mine + ${j}u < key_end);
-//@end
-        return true;
-    }
-    is_columns = true;
-    while next_column < 64u * p.column_tiles && kept(keep_base, next_column) == 0u {
-        next_column += TILE_K;
-    }
-    if next_column >= 64u * p.column_tiles {
-        return false;
-    }
-    tile_column = column_base + next_column;
-    let bit = next_column + tx * KEYS;
-    allowed = keep[keep_base + bit / 32u] >> (bit % 32u);
-    next_column += TILE_K;
-    return true;
 }
 
 @compute @workgroup_size(THREADS)
@@ -241,14 +354,12 @@ fn main(at: Invocation) {
     let head = id % p.heads;
     let row0 = p.row_first + (p.row_tiles - 1u - id / p.heads) * TILE_Q;
     let row_end = min(row0 + TILE_Q, p.q_len);
-    let row_block = row0 / 64u;
     let kv_head = (p.head_in_group + head) / p.group_size;
+    let q_base = p.q_at + head * (p.q_head_stride / 4u);
     let k_base = p.k_at + kv_head * (p.k_head_stride / 4u);
     let v_base = p.v_at + kv_head * (p.v_head_stride / 4u);
 
-    let q_base = p.q_at + head * (p.q_head_stride / 4u);
-
-    let row = head * p.row_blocks + row_block;
+    let row = head * p.row_blocks + row0 / 64u;
     next_range = row_ranges[p.row_ranges_at + 2u * row];
     range_end = next_range + row_ranges[p.row_ranges_at + 2u * row + 1u];
     let keep_base = p.keep_at + row * p.column_tiles * 2u;
@@ -258,83 +369,55 @@ fn main(at: Invocation) {
     let first_position = p.q_start + row0;
     let last_position = p.q_start + row_end - 1u;
     let key_limit = min(last_position + 1u, p.kv_len);
-    let position = first_position + ty * ROWS;
     let scale = p.scale * LOG2_E;
 
 //@for i 0 ROWS
-    var m${i} = LOWEST;
-    var l${i} = 0.0;
-//@for j 0 OUT_VECS
-    var o${i}_${j} = vec4<f32>();
+    m${i} = LOWEST;
 //@end
-//@end
-
-    key0 = 0u;
-    key_end = 0u;
-    is_columns = false;
-    next_column = 0u;
-    var more = advance(tx, key_limit, keep_base, column_base);
+    keys_at = 0u;
+    var more = take_tiles(tx, key_limit, keep_base, column_base);
     if more {
-        fetch_qk(lane, q_base, k_base, row0, 0u);
+        write_keys(lane);
+    }
+    workgroupBarrier();
+    place_queries(lane, q_base, row0);
+    if more {
+        place_keys(lane, k_base);
+        fetch_qk(lane, 0u);
     }
     while more {
         // scores
 //@for i 0 ROWS
-//@for j 0 KEYS
-        var s${i}_${j} = 0.0;
+//@for t 0 TILES
+        s${i}_${t} = vec4<f32>();
 //@end
 //@end
+        tile_keys_at = keys_at;
         for (var first = 0u; first < HEAD_VECS; first += STEP) {
+            put_qk(lane, first);
             workgroupBarrier();
-            put_qk(lane);
+            fetch_qk(lane, first + STEP);
+            multiply_qk(tx, ty);
             workgroupBarrier();
-            if first + STEP < HEAD_VECS {
-                fetch_qk(lane, q_base, k_base, row0, first + STEP);
-            } else {
-                fetch_v(lane, v_base, 0u, 0u);
-            }
-            for (var d = 0u; d < STEP; d++) {
-//@for j 0 KEYS
-                let k${j} = vec4<f32>(s_kv[(tx + ${16*j}u) * PITCH + d]);
-//@end
-//@for i 0 ROWS
-                let q${i} = vec4<f32>(s_q[(ty * ROWS + ${i}u) * PITCH + d]);
-//@for j 0 KEYS
-                s${i}_${j} = fma(q${i}.x, k${j}.x, fma(q${i}.y, k${j}.y, fma(q${i}.z, k${j}.z, fma(q${i}.w, k${j}.w, s${i}_${j}))));
-//@end
-//@end
-            }
         }
+        fetch_v(lane, v_base, 0u);
 //@for i 0 ROWS
-//@for j 0 KEYS
-        s${i}_${j} *= scale;
+//@for t 0 TILES
+        s${i}_${t} *= scale;
 //@end
 //@end
-
-        // masks, only where the tile needs them
-        let ragged = is_columns || key0 + TILE_K > key_end;
-        let diagonal = !is_columns && key0 + TILE_K > first_position + 1u;
-        let windowed = !is_columns && key_end > n_init && last_position - key0 >= n_local;
-        if ragged || diagonal || windowed {
-            let mine = key0 + tx * KEYS;
-//@for i 0 ROWS
-//@for j 0 KEYS
-            {
-                let key = mine + ${j}u;
-                let query = position + ${i}u;
-                let seen = is_columns || (key <= query && (query - key < n_local || key < n_init));
-                s${i}_${j} = select(MASKED, s${i}_${j}, seen && (allowed & (1u << ${j}u)) != 0u);
-            }
-//@end
-//@end
+        mask(tx, first_position + ty * ROWS, first_position, last_position, n_init, n_local);
+        more = take_tiles(tx, key_limit, keep_base, column_base);
+        if more {
+            write_keys(lane);
         }
 
         // online softmax
         var top: array<f32, ROWS>;
 //@for i 0 ROWS
-        top[${i}] = s${i}_0;
-//@for j 1 KEYS
-        top[${i}] = max(top[${i}], s${i}_${j});
+        top[${i}] = max(max(s${i}_0.x, s${i}_0.y), max(s${i}_0.z, s${i}_0.w));
+//@for t 1 TILES
+        top[${i}] = max(top[${i}], max(max(s${i}_${t}.x, s${i}_${t}.y), max(s${i}_${t}.z, s${i}_${t}.w)));
 //@end
 //@end
         top = row_max(at, top);
@@ -352,10 +435,8 @@ fn main(at: Invocation) {
             }
             workgroupBarrier();
             if atomicLoad(&s_loud) == 0u {
-                more = advance(tx, key_limit, keep_base, column_base);
-                if more {
-                    fetch_qk(lane, q_base, k_base, row0, 0u);
-                }
+                place_keys(lane, k_base);
+                fetch_qk(lane, 0u);
                 continue;
             }
         }
@@ -364,47 +445,38 @@ fn main(at: Invocation) {
             let m = max(m${i}, top[${i}]);
             let shrink = exp2(m${i} - m);
             m${i} = m;
-            var e: vec${KEYS}<f32>;
-//@for j 0 KEYS
-            e[${j}] = exp2(s${i}_${j} - m);
+            var sum = 0.0;
+//@for t 0 TILES
+            s${i}_${t} = exp2(s${i}_${t} - m);
+            sum += (s${i}_${t}.x + s${i}_${t}.y) + (s${i}_${t}.z + s${i}_${t}.w);
 //@end
-            s_p[(ty * ROWS + ${i}u) * P_PITCH + tx] = vec${KEYS}<Probability>(e);
-            l${i} = l${i} * shrink + dot(e, vec${KEYS}<f32>(1.0));
-//@for j 0 OUT_VECS
-            o${i}_${j} *= shrink;
+            l${i} = fma(l${i}, shrink, sum);
+//@for n 0 OUT_VECS
+            o${i}_${n} *= shrink;
 //@end
         }
 //@end
 
         // accumulate
-//@for n 0 OUT_VECS
-        for (var place = 0u; place < TILE_K; place += VALUES) {
-            workgroupBarrier();
+//@for t 0 TILES
+//@for i 0 ROWS
+        s_tile[(ty * ROWS + ${i}u) * P_PITCH + tx] = Staged(s${i}_${t});
+//@end
+//@for u 0 (t+1)/TILES
+        put_v(lane);
+        workgroupBarrier();
+        place_keys(lane, k_base);
+        fetch_qk(lane, 0u);
+        fetch_v(lane, v_base, ${64*t}u + VALUES % 64u);
+        multiply_pv(tx, ty, 0u);
+        workgroupBarrier();
+//@end
+        for (var place = ${(t+1)/TILES}u * VALUES; place < 64u; place += VALUES) {
             put_v(lane);
             workgroupBarrier();
-            let last = place + VALUES >= TILE_K && ${n+1}u >= OUT_VECS;
-            if last {
-                more = advance(tx, key_limit, keep_base, column_base);
-            }
-            if !last {
-                let wraps = place + VALUES >= TILE_K;
-                fetch_v(lane, v_base, select(${16*n}u, ${16*(n+1)}u, wraps), select(place + VALUES, 0u, wraps));
-            } else if more {
-                fetch_qk(lane, q_base, k_base, row0, 0u);
-            }
-            for (var i = 0u; i < VALUES / KEYS; i++) {
-//@for i 0 ROWS
-                let p${i} = vec${KEYS}<f32>(s_p[(ty * ROWS + ${i}u) * P_PITCH + place / KEYS + i]);
-//@end
-//@for j 0 KEYS
-                {
-                    let value = vec4<f32>(s_kv[(i * KEYS + ${j}u) * V_PITCH + tx]);
-//@for i 0 ROWS
-                    o${i}_${n} = fma(vec4<f32>(p${i}[${j}]), value, o${i}_${n});
-//@end
-                }
-//@end
-            }
+            fetch_v(lane, v_base, min(${64*t}u + place + VALUES, ${64*TILES}u - VALUES));
+            multiply_pv(tx, ty, place);
+            workgroupBarrier();
         }
 //@end
     }

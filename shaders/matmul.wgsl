@@ -29,21 +29,15 @@ const STRIDE = QUADS + 1u;
 var<workgroup> x_tile: array<Stage, BLOCK_M * STRIDE>;
 var<workgroup> w_tile: array<Stage, BLOCK_N * STRIDE>;
 
-// Four elements of a row of x or w, zero outside of it.
-fn x_at(row: u32, k: u32) -> Stage {
-    var values = vec4<f32>();
-    if row < p.m && k < p.k {
-        values = load_x4(row * p.x_stride + k, p.k - k);
-    }
-    return Stage(values);
+// Four elements of a row of x or w as they are stored; outside of it, others that exist.
+fn x_at(row: u32, k: u32) -> RawX {
+    let inside = min(k, (p.k - 1u) / 4u * 4u);
+    return raw_x4(min(row, p.m - 1u) * p.x_stride + inside, p.k - inside);
 }
 
-fn w_at(row: u32, k: u32) -> Stage {
-    var values = vec4<f32>();
-    if row < p.n && k < p.k {
-        values = load_w4(row * p.k + k, p.k - k);
-    }
-    return Stage(values);
+fn w_at(row: u32, k: u32) -> RawW {
+    let inside = min(k, (p.k - 1u) / 4u * 4u);
+    return raw_w4(min(row, p.n - 1u) * p.k + inside, p.k - inside);
 }
 
 // Four elements of k of four columns, turned so that element i of k is column i.
@@ -91,13 +85,14 @@ fn main(at: Invocation) {
     var right${i} = vec4<f32>();
     //@end
     for (var k = 0u; k < p.k; k += 4u * QUADS) {
-        // stage
+        // stage, with zeros past the end of k
+        let there = k + 4u * quad < p.k;
         workgroupBarrier();
         //@for i 0 16*ROWS*QUADS/256
-        x_tile[slot + ${i}u * STEP * STRIDE] = x${i};
+        x_tile[slot + ${i}u * STEP * STRIDE] = select(Stage(), staged_x(x${i}), there);
         //@end
         //@for i 0 128*QUADS/256
-        w_tile[slot + ${i}u * STEP * STRIDE] = w${i};
+        w_tile[slot + ${i}u * STEP * STRIDE] = select(Stage(), staged_w(w${i}), there);
         //@end
         workgroupBarrier();
 
@@ -111,7 +106,10 @@ fn main(at: Invocation) {
         //@end
 
         // multiply
-        for (var q = 0u; q < QUADS; q++) {
+        for (var first = 0u; first < QUADS; first += 2u) {
+        //@for u 0 2
+        {
+            let q = first + ${u}u;
             let left = columns(w_first + q);
             let right = columns(w_first + 64u * STRIDE + q);
             //@for i 0 ROWS
@@ -119,6 +117,8 @@ fn main(at: Invocation) {
             left${i} = multiply(a${i}, left, left${i});
             right${i} = multiply(a${i}, right, right${i});
             //@end
+        }
+        //@end
         }
     }
 

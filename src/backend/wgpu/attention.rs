@@ -26,36 +26,52 @@ pub(super) fn kernel_head_dim(head_dim: u32) -> u32 {
     HEAD_DIMS.into_iter().find(|d| *d >= head_dim).unwrap_or(HEAD_DIMS[HEAD_DIMS.len() - 1])
 }
 
-/// What one workgroup of 128 holds: 8 x `rows` queries against 16 x `keys` keys, `step` vec4s of both at a time, and 64
-/// elements of `values` values.
+/// What one workgroup of 128 holds: 8 x `rows` queries against `tiles` times 64 keys, 16 elements of both at a time, then
+/// the probabilities of 64 keys and some of their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
+    /// Queries of an invocation.
     rows: u32,
-    keys: u32,
-    step: u32,
-    values: u32,
-    /// Whether tiles and probabilities are kept as f16.
+    /// Tiles of 64 keys at a time; 1 for head dims above 128, whose outputs take more registers.
+    tiles: u32,
+    /// vec4s of values at a time.
+    value_vecs: u32,
+    /// Whether all of them are kept as f16.
     half: bool,
 }
 
 impl Tile {
-    /// vec4s of the place where K and V take turns.
-    fn kv_vecs(&self) -> u32 {
-        (16 * self.keys * (self.step + 1)).max(self.values * 17)
+    fn tiles(&self, head_dim: u32) -> u32 {
+        if head_dim > 128 { 1 } else { self.tiles }
+    }
+
+    /// vec4s of a part of queries and keys, or of the probabilities, which take turns.
+    fn vecs(&self, head_dim: u32) -> u32 {
+        let part = 4 * STEP * (2 * self.rows + 1) + 4 * STEP * (16 * self.tiles(head_dim) + 1);
+        part.max(8 * self.rows * 17)
+    }
+
+    /// vec4s between two values: as many as the 16 invocations of a row have places for, or more.
+    fn value_pitch(head_dim: u32) -> u32 {
+        (16 * head_dim.div_ceil(64)).next_power_of_two()
+    }
+
+    /// Values at a time.
+    fn values(&self, head_dim: u32) -> u32 {
+        (self.value_vecs / Self::value_pitch(head_dim)).min(64)
     }
 
     /// Bytes of workgroup memory, as the arrays of `attention.wgsl` and `rows16_workgroup.wgsl` add up.
-    fn bytes(&self, shuffles: bool) -> u32 {
-        let queries = 8 * self.rows;
-        let elem = if self.half { 2 } else { 4 };
-        let probabilities = queries * 17 * self.keys * elem;
+    fn bytes(&self, shuffles: bool, head_dim: u32) -> u32 {
+        let vecs = self.vecs(head_dim) + self.values(head_dim) * Self::value_pitch(head_dim);
+        let keys = 2 * 64 * self.tiles(head_dim) * 4;
         let reductions = if shuffles { 0 } else { 128 * self.rows * 4 };
-        (queries * (self.step + 1) + self.kv_vecs()) * 4 * elem + probabilities + reductions
+        vecs * if self.half { 8 } else { 16 } + keys + reductions + 4
     }
 
-    /// The first that fits: 64 queries x 64 keys from 32 KiB on with f16 tiles, from 48 KiB on without.
+    /// The first that fits: below 32 KiB, with f16 or without.
     fn choose(traits: &Traits) -> Self {
-        Self::all(traits).next().unwrap_or(Self { rows: 2, keys: 2, step: 2, values: 8, half: false })
+        Self::all(traits).next().unwrap_or(SMALLEST)
     }
 
     /// The first that fits of half as many queries, where there is another one: fewer registers, more groups.
@@ -64,22 +80,31 @@ impl Tile {
     }
 
     fn all(traits: &Traits) -> impl Iterator<Item = Self> + use<> {
-        // Measured on an H100, D 128: the first 24 TFLOP/s at 8192 and 32,768 tokens, the second 13 at 32,768, whole heads at a
-        // time 15 to 21 at 8192.
-        let all = [
-            (8, 4, 8, 64, true),
-            (8, 4, 8, 64, false),
-            (8, 4, 8, 32, true),
-            (4, 4, 8, 32, true),
-            (4, 4, 8, 32, false),
-            (4, 2, 4, 16, false),
-        ];
-        let tiles = all.map(|(rows, keys, step, values, half)| Self { rows, keys, step, values, half });
         let traits = *traits;
-        let fits = move |t: &Self| (traits.f16() || !t.half) && t.bytes(shuffles(&traits)) <= traits.workgroup_bytes;
-        tiles.into_iter().filter(fits)
+        let fits = move |tile: &Self| {
+            let bytes = HEAD_DIMS.into_iter().map(|head_dim| tile.bytes(shuffles(&traits), head_dim));
+            (traits.f16() || !tile.half) && bytes.max() <= Some(traits.workgroup_bytes)
+        };
+        TILES.into_iter().filter(fits)
     }
 }
+
+/// vec4s of each query and key that are multiplied at a time.
+const STEP: u32 = 4;
+
+/// Tiles to choose from.
+const TILES: [Tile; 5] = [
+    // Dense, 16,384 tokens, D 128 on an H100, in TFLOP/s: with f16 33.3 (the kernel before 23.5), 28.5 with 4 rows, 29.7 with
+    // one tile at a time; without 27.8 (19.7), 26.7, 25.2. At 32,768 tokens 34.0.
+    Tile { rows: 8, tiles: 2, value_vecs: 1024, half: true },
+    Tile { rows: 8, tiles: 2, value_vecs: 512, half: false },
+    Tile { rows: 4, tiles: 1, value_vecs: 1024, half: true },
+    Tile { rows: 4, tiles: 1, value_vecs: 512, half: false },
+    SMALLEST,
+];
+
+/// In the 16 KiB that every device has.
+const SMALLEST: Tile = Tile { rows: 4, tiles: 1, value_vecs: 256, half: false };
 
 /// How attention over an index runs: all forms give the same results, some faster on one device, some on another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,26 +229,26 @@ pub(super) fn invocation(traits: &Traits) -> &'static str {
 
 const WORKGROUP: u32 = 256;
 
+/// Invocations of a group of `attention`.
+const THREADS: u32 = 128;
+
 fn clamping(traits: &Traits) -> Specialisation {
     Specialisation::new("clamp_columns", traits).constant("WORKGROUP", WORKGROUP).with("invocation")
 }
 
 fn specialisation(traits: &Traits, tile: Tile, head_dim: u32, out: DType) -> Specialisation {
+    let (tiles, values, pitch) = (tile.tiles(head_dim), tile.values(head_dim), Tile::value_pitch(head_dim));
     Specialisation::new("attention", traits)
         .constant("HEAD_DIM", head_dim)
         .constant("ROWS", tile.rows)
-        .constant("KEYS", tile.keys)
-        .constant("STEP", tile.step)
-        .constant("VALUES", tile.values)
-        .constant("KV_VECS", tile.kv_vecs())
-        .constant("Q_STAGE", (8 * tile.rows * tile.step).div_ceil(128))
-        .constant("K_STAGE", (16 * tile.keys * tile.step).div_ceil(128))
-        .constant("V_STAGE", tile.values * 16 / 128)
+        .constant("TILES", tiles)
+        .constant("STEP", STEP)
+        .constant("VALUES", values)
+        .constant("TILE_VECS", tile.vecs(head_dim))
+        .constant("V_PITCH", pitch)
+        .constant("UNROLL", if tile.half { 2 } else { 1 })
+        .constant("V_STAGE", values * pitch / THREADS)
         .constant("OUT_VECS", head_dim.div_ceil(64))
-        .alias("KvUnit", if traits.f16() { "vec4<f16>" } else { "vec4<f32>" })
-        .constant("KV_LANES", 4)
-        .with("columns_direct")
-        .alias("Probability", if tile.half { "f16" } else { "f32" })
         .alias("Staged", if tile.half { "vec4<f16>" } else { "vec4<f32>" })
         .write(out, 4)
         .lanes(4)
@@ -649,11 +674,15 @@ mod tests {
     #[test]
     fn tiles_fit_every_known_device_and_divide_a_row_block() {
         for (name, traits) in Traits::KNOWN {
-            for tile in [Some(Tile::choose(traits)), Tile::small(traits)].into_iter().flatten() {
-                let bytes = tile.bytes(shuffles(traits));
-                assert!(bytes <= traits.workgroup_bytes, "{name}: {tile:?} takes {bytes}");
+            let tiles = [Some(Tile::choose(traits)), Tile::small(traits)];
+            for (tile, head_dim) in tiles.into_iter().flatten().flat_map(|tile| HEAD_DIMS.map(|dim| (tile, dim))) {
+                let bytes = tile.bytes(shuffles(traits), head_dim);
+                assert!(bytes <= traits.workgroup_bytes.min(32768), "{name}: {tile:?}, {head_dim} takes {bytes}");
                 assert_eq!(BLOCK as u32 % (8 * tile.rows), 0, "{name}: {tile:?}");
-                assert_eq!((16 * tile.keys % tile.values, tile.values * 16 % 128), (0, 0), "{name}: {tile:?}");
+                let (values, pitch) = (tile.values(head_dim), Tile::value_pitch(head_dim));
+                assert_eq!((64 % values, values * pitch % THREADS), (0, 0), "{name}: {tile:?}, {head_dim}");
+                assert!(values >= 4 && 8 * tile.rows / 4 * STEP <= THREADS, "{name}: {tile:?}, {head_dim}");
+                assert_eq!(head_dim % (4 * STEP), 0, "{name}: {head_dim}");
             }
         }
     }

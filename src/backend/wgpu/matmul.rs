@@ -291,6 +291,15 @@ impl Operands {
             .with("invocation_subgroup")
     }
 
+    /// The fragment that reads four weights before they are turned into values, where that can be told apart.
+    fn raw_weights(&self, traits: &Traits) -> &'static str {
+        match (self.w, self.w_lanes) {
+            (DType::F16, 4) if !traits.f16() => "raw_w_f16_packed",
+            (DType::F16 | DType::F32, 4) => "raw_w_stored",
+            _ => "raw_w_values",
+        }
+    }
+
     /// `rows` of 4 or 8 per lane: tiles of 64 or 128 rows.
     fn tiled(&self, traits: &Traits, rows: u32) -> Specialisation {
         // Staged as f16 where one is stored so and the other is no more exact: half the traffic of workgroup memory.
@@ -299,6 +308,8 @@ impl Operands {
         let row_bytes = (16 * rows + BLOCK_N) * if half { 8 } else { 16 };
         let quads = if 5 * row_bytes <= traits.workgroup_bytes { 4 } else { 2 };
         self.link("matmul", traits)
+            .with(if self.x_lanes == 4 { "raw_x_stored" } else { "raw_x_values" })
+            .with(self.raw_weights(traits))
             .alias("Stage", if half { "vec4<f16>" } else { "vec4<f32>" })
             .constant("ROWS", rows)
             .constant("QUADS", quads)
