@@ -57,7 +57,7 @@ def panel(x0, title, value, points, ticks):
 def picture(path, what, points):
     """Lost attention mass and output error over density, a line for each method: lower and further left is better."""
     svg = panel(0, f"lost attention mass (1 - recall), mean of {what}", lambda r: 1 - r["recall"], points, (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5))
-    svg += panel(420, "relative error of the output", lambda r: r["rel_l2"], points, (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1))
+    svg += panel(420, "relative error of the output", lambda r: r["rel_l2"], points, (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2))
     for i, (colour, name) in enumerate(zip(COLOURS, points)):
         svg.append(f'<rect x="840" y="{50 + 20 * i}" width="12" height="12" fill="{colour}"/><text x="858" y="{60 + 20 * i}">{name}</text>')
     svg.append(f'<text x="840" y="{70 + 20 * len(points)}" fill="#555">lower and further</text><text x="840" y="{85 + 20 * len(points)}" fill="#555">left is better</text>')

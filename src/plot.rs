@@ -253,7 +253,9 @@ pub fn save_head(path: &Path, attention: &[Vec<f64>], computed: &[Vec<Option<f64
                     }
                 }
             }
-            crate::files::write(path, &png(width, side * cell, &pixels))
+            let image = png(width, side * cell, &pixels)
+                .map_err(|e| Error::invalid(format!("plot {}: {e}", path.display())))?;
+            crate::files::write(path, &image)
         }
         "svg" => {
             let height = side * cell;
@@ -285,42 +287,13 @@ pub fn save_head(path: &Path, attention: &[Vec<f64>], computed: &[Vec<Option<f64
     }
 }
 
-/// An RGB image as PNG, its data stored and not compressed.
-fn png(width: usize, height: usize, pixels: &[u8]) -> Vec<u8> {
-    let crc = |bytes: &[u8]| {
-        !bytes.iter().fold(!0u32, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
-        })
-    };
-    let mut out = vec![0x89, b'P', b'N', b'G', 13, 10, 26, 10];
-    let mut chunk = |kind: &[u8; 4], data: &[u8]| {
-        out.extend((data.len() as u32).to_be_bytes());
-        let body = [&kind[..], data].concat();
-        out.extend(&body);
-        out.extend(crc(&body).to_be_bytes());
-    };
-    let size = [(width as u32).to_be_bytes(), (height as u32).to_be_bytes()].concat();
-    chunk(b"IHDR", &[&size[..], &[8, 2, 0, 0, 0]].concat());
-    // Each line begins with its filter: none.
-    let raw: Vec<u8> = pixels.chunks_exact(3 * width).flat_map(|line| [&[0], line].concat()).collect();
-    let mut data = vec![0x78, 1];
-    let blocks = raw.chunks(65_535);
-    let last = blocks.len().saturating_sub(1);
-    for (i, block) in blocks.enumerate() {
-        let len = block.len() as u16;
-        data.push(u8::from(i == last));
-        data.extend(len.to_le_bytes());
-        data.extend((!len).to_le_bytes());
-        data.extend(block);
-    }
-    let [a, b] = raw.iter().fold([1u32, 0], |[a, b], byte| {
-        let a = (a + u32::from(*byte)) % 65_521;
-        [a, (b + a) % 65_521]
-    });
-    data.extend((b << 16 | a).to_be_bytes());
-    chunk(b"IDAT", &data);
-    chunk(b"IEND", &[]);
-    out
+/// An RGB image as PNG.
+fn png(width: usize, height: usize, pixels: &[u8]) -> std::result::Result<Vec<u8>, png::EncodingError> {
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, width as u32, height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.write_header()?.write_image_data(pixels)?;
+    Ok(out)
 }
 
 /// Which part of a head's attention map an index computes: `[side][side]` cells, queries downwards, keys to the right,
@@ -436,10 +409,15 @@ mod tests {
         let computed = vec![vec![Some(1.0), None], vec![Some(0.0), Some(1.0)]];
         let path = |name: &str| dir.path().join(name);
         save_head(&path("a.png"), &attention, &computed).unwrap();
-        let bytes = std::fs::read(path("a.png")).unwrap();
-        // The known CRC of an empty IEND, and the lengths of 32 x 8 pixels stored.
-        assert!(bytes.ends_with(&[0, 0, 0, 0, b'I', b'E', b'N', b'D', 0xae, 0x42, 0x60, 0x82]));
-        assert_eq!(bytes.len(), 8 + 25 + 12 + (2 + 5 + 8 * 97 + 4) + 12);
+        let file = std::io::BufReader::new(std::fs::File::open(path("a.png")).unwrap());
+        let mut image = png::Decoder::new(file).read_info().unwrap();
+        let mut pixels = vec![0; image.output_buffer_size().unwrap()];
+        let info = image.next_frame(&mut pixels).unwrap();
+        assert_eq!((info.width, info.height, info.color_type), (32, 8, png::ColorType::Rgb));
+        // The one cell without pairs is white, the first one black on the left and blue over it on the right.
+        let at = |x: usize, y: usize| &pixels[3 * (32 * y + x)..][..3];
+        assert_eq!((at(4, 0), at(0, 0)), (&[255; 3][..], &[0; 3][..]));
+        assert!(at(24, 0)[2] > at(24, 0)[0] && at(24, 0)[2] > 100, "{:?}", at(24, 0));
         save_head(&path("a.svg"), &attention, &computed).unwrap();
         let svg = std::fs::read_to_string(path("a.svg")).unwrap();
         assert_eq!(svg.matches("<rect").count(), 5, "runs of one colour are joined: {svg}");
