@@ -364,7 +364,8 @@ pub enum AttentionMode {
 pub struct Extras {
     /// Skip-softmax's factor: see [`crate::ops::attention_skipping`]. 0 is off.
     pub skip_softmax: f32,
-    /// Whether the query heads of a KV head are estimated together: see [`crate::estimate`].
+    /// Whether the query heads of a KV head are estimated together: see [`crate::estimate`]. Where the index of so many does not
+    /// fit ([`crate::estimate::head_groups`]), those of each part are.
     pub share_groups: bool,
 }
 
