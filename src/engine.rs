@@ -213,11 +213,6 @@ impl<B: Backend> Engine<B> {
         &self.options
     }
 
-    /// How pre-fills under this mode depart from what their patterns say.
-    pub fn attention_options(&self, mode: &AttentionMode) -> AttentionOptions {
-        self.options.attention(&self.backend, mode)
-    }
-
     /// Whether decoding steps are recorded and replayed as one ([`Backend::record`]).
     pub fn replays(&self) -> bool {
         matches!(self.step, Step::Recorded { .. })

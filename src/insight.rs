@@ -32,15 +32,14 @@ pub struct LayerInsight {
 /// Watches a pre-fill, computes each layer's attention once more and compares samples of it with dense attention.
 pub struct Insight<'a> {
     mode: &'a AttentionMode,
-    options: AttentionOptions,
     /// One a layer.
     pub layers: Vec<LayerInsight>,
 }
 
 impl<'a> Insight<'a> {
-    /// For a pre-fill under this mode and what [`crate::engine::Engine::attention_options`] says.
-    pub fn new(mode: &'a AttentionMode, options: AttentionOptions) -> Self {
-        Self { mode, options, layers: Vec::new() }
+    /// For a pre-fill under this mode.
+    pub fn new(mode: &'a AttentionMode) -> Self {
+        Self { mode, layers: Vec::new() }
     }
 }
 
@@ -63,7 +62,7 @@ impl<B: Backend> Watch<B> for Insight<'_> {
         let shape = AttentionShape { out_stride: [heads * d, d], ..s };
         let (patterns, qkv) = (self.mode.patterns(layer, heads), [call.q, call.k, call.v]);
         let results = (out.view_mut(), Some(lse.view_mut()));
-        attend_with(b, &patterns, &shape, qkv, results.0, results.1, self.options)?;
+        attend_with(b, &patterns, &shape, qkv, results.0, results.1, call.options)?;
         let lse = lse.to_f32(b)?;
 
         let blocks = n.div_ceil(BLOCK);

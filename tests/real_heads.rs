@@ -11,7 +11,7 @@ use common::{Rng, for_each_backend, rounded};
 use minference::DType;
 use minference::attention::kept_mass;
 use minference::backend::Backend;
-use minference::estimate::estimate;
+use minference::estimate::{AttentionOptions, estimate};
 use minference::index::{HostIndex, SparseIndex};
 use minference::ops::{self, AttentionShape};
 use minference::pattern::HeadPattern;
@@ -226,7 +226,9 @@ fn a_search_finds_what_each_head_is() {
         let choice = |kind: &str| {
             let device = OnDevice::new(b, &heads[kind]);
             let [q, k, v] = device.tensors.each_ref().map(Tensor::view);
-            let mut layer = OneLayer::new(b, &AttentionCall { shape: device.shape, q, k, v }).unwrap();
+            let mut layer =
+                OneLayer::new(b, &AttentionCall { shape: device.shape, q, k, v, options: AttentionOptions::EXACT })
+                    .unwrap();
             let record = layer.search(b, &options, Rates::EVEN, true).unwrap();
             assert_eq!(record.heads[0].map.len(), 32 * 32);
             let choice = choose(&[BTreeMap::from([(0, record)])], &options).unwrap()[0][0].clone();

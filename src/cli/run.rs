@@ -354,7 +354,7 @@ fn read_and_keep<B: Backend>(
     args: &RunArgs,
     console: &Console,
 ) -> Result<Prefill> {
-    let mut insight = Insight::new(mode, engine.attention_options(mode));
+    let mut insight = Insight::new(mode);
     let looks = args.verify || args.report.is_some();
     let read = prefill_watched(engine, ids, mode, console, looks.then_some(&mut insight))?;
     if looks {

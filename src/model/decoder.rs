@@ -56,6 +56,8 @@ pub struct AttentionCall<'a, B: Backend> {
     pub k: View<'a, B>,
     /// act: the cache.
     pub v: View<'a, B>,
+    /// How this chunk's attention departs from what its patterns say.
+    pub options: AttentionOptions,
 }
 
 /// Looks at a forward pass, and may stop it with an error. Reading a tensor back waits for the device.
@@ -283,7 +285,8 @@ impl<B: Backend> Decoder<B> {
             let LayerKv { k, v } = cache.at_work(i);
 
             // attention of all rows
-            let call = AttentionCall { shape, q: ws.qkv.view().rows(0..n), k: k.view(), v: v.view() };
+            let q = ws.qkv.view().rows(0..n);
+            let call = AttentionCall { shape, q, k: k.view(), v: v.view(), options: chunk.options };
             let out = ws.attended.view_mut().rows(0..n); // [n, H * D]
             if dual.is_none() {
                 watch.attention(b, i, &call)?;

@@ -347,7 +347,13 @@ fn search_is_the_papers_cpu() {
     let mut narrower = 0;
     for objective in [Objective::Output, Objective::Recall] {
         let options = SearchOptions { objective, budget: 0.25, recall: 0.9, dense_from: 0.8 };
-        let layer = AttentionCall { shape: call.shape, q: call.q.view(), k: call.k.view(), v: call.v.view() };
+        let layer = AttentionCall {
+            shape: call.shape,
+            q: call.q.view(),
+            k: call.k.view(),
+            v: call.v.view(),
+            options: AttentionOptions::EXACT,
+        };
         let record = OneLayer::new(b, &layer).unwrap().search(b, &options, Rates::EVEN, false).unwrap();
         let choices = search::choose(&[[(0, record.clone())].into()], &options).unwrap();
         for (h, tried) in record.heads.iter().enumerate() {
