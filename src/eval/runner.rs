@@ -97,6 +97,13 @@ pub struct Skip {
     pub why: String,
 }
 
+impl Skip {
+    /// A cell that cannot be done in a mode, or in none where that is empty.
+    fn of(cell: &Cell, attention: &str, why: &Error) -> Self {
+        Self { task: cell.task.clone(), length: cell.length, attention: attention.into(), why: why.to_string() }
+    }
+}
+
 /// A mode, and what the user called it.
 #[derive(Clone, Debug)]
 pub struct Column {
@@ -354,8 +361,7 @@ pub fn run<B: Backend, S: Suite>(
                 Some(Ok(prompt)) => Some(prompt),
                 Some(Err(e)) if is_hopeless_error(&e) => {
                     hopeless.insert(place(cell, ""));
-                    let (task, length) = (cell.task.clone(), cell.length);
-                    journal.skip(Skip { task, length, attention: String::new(), why: e.to_string() });
+                    journal.skip(Skip::of(cell, "", &e));
                     None
                 }
                 Some(Err(e)) => return Err(e),
@@ -376,8 +382,7 @@ pub fn run<B: Backend, S: Suite>(
                         }
                         Err(e) if is_hopeless_error(&e) => {
                             hopeless.insert(place(cell, attention));
-                            let (task, length) = (cell.task.clone(), cell.length);
-                            journal.skip(Skip { task, length, attention: attention.into(), why: e.to_string() });
+                            journal.skip(Skip::of(cell, attention, &e));
                         }
                         Err(e) => return Err(e),
                     }
