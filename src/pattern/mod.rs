@@ -150,6 +150,9 @@ impl HeadPattern {
 
     /// This pattern, if its arguments make sense. A window without leading keys (`n_init` 0) does; anything else that
     /// is 0, or above [`Self::MAX_ARGUMENT`], does not.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the argument, what is allowed and what was found.
     pub fn checked(self) -> Result<Self> {
         let last = |n_last: usize| match n_last {
             0..=0xffff => Ok(()),
@@ -214,6 +217,9 @@ impl HeadPattern {
     }
 
     /// The same with other fewest and most, where the pattern has them.
+    ///
+    /// # Errors
+    /// As [`HeadPattern::checked`].
     pub fn with_budget(self, [fewest, most_of_all]: [Option<usize>; 2]) -> Result<Self> {
         match self {
             Self::Flex { gamma, tau, budget: [least, most] } => {
@@ -446,6 +452,9 @@ impl AttentionMode {
     }
 
     /// That this mode fits a model: a [`PatternConfig`] has no more layers and heads than it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with both numbers where it does not.
     pub fn check_model(&self, layers: usize, heads: usize) -> Result<()> {
         match self {
             Self::Uniform(_) => Ok(()),

@@ -20,6 +20,9 @@ pub(in super::super) fn stretch_factor(f: &Fields, key: &str) -> Result<f64> {
 impl DecoderConfig {
     /// Replaces the checkpoint's RoPE scaling: `yarn:FACTOR`, `linear:FACTOR`, `dynamic:FACTOR`, `none`, each from the
     /// positions that the model was trained on.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another kind, and for a factor that no model was stretched by.
     pub fn override_rope_scaling(&mut self, text: &str) -> Result<()> {
         let (kind, factor) = text.split_once(':').unwrap_or((text, "1"));
         let factor: f64 = factor.parse().ok().filter(|f| STRETCH.contains(f)).ok_or_else(|| {
