@@ -163,9 +163,10 @@ pub struct IndexSlicesMut<'a, B: Backend> {
 ///
 /// Shapes are documented with each operation's parameters. `act` stands for [`Backend::activation`].
 ///
-/// Slices have been checked ([`crate::ops`]): an operation fails with [`Error::OutOfMemory`](crate::Error::OutOfMemory) for want of scratch memory, with
-/// [`Error::Device`](crate::Error::Device) where the device failed or was lost (at this call or, since work is only enqueued, at a later one), and
-/// with [`Error::Unsupported`](crate::Error::Unsupported) for an element type or a size that the backend has no kernel for.
+/// Slices have been checked ([`crate::ops`]): an operation fails with [`OutOfMemory`](crate::Error::OutOfMemory) for want of
+/// scratch memory, with [`Device`](crate::Error::Device) where the device failed or was lost (at this call or, since work is
+/// only enqueued, at a later one), and with [`Unsupported`](crate::Error::Unsupported) for an element type or a size that
+/// the backend has no kernel for.
 pub trait Backend: Sized + Send + Sync + 'static {
     /// Device memory.
     type Buffer: Send + Sync;

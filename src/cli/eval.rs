@@ -392,7 +392,7 @@ impl<B: Backend> Work<'_, B> {
             console.note(&format!("wrote {}", path.display()));
         }
         if let Some(path) = &args.out {
-            console.note(&format!("{} results in {}", journal.rows().len(), path.display()));
+            console.note(&format!("{} holds {} of {} results", path.display(), journal.saved(), journal.rows().len()));
         }
         Ok(())
     }
