@@ -57,8 +57,8 @@ fn run() -> Result<()> {
         let buffer = borrowed(&qkv, &stream, b.activation().bytes(column));
         Tensor::<Cuda>::from_buffer(buffer, b.activation(), [len * row - column])
     };
-    let (q, k, v) = (band(0), band(heads * dim), band((heads + kv_heads) * dim));
-    let mut out = Tensor::from_buffer(borrowed(&result, &stream, 0), DType::F32, [len, heads * dim]);
+    let (q, k, v) = (band(0)?, band(heads * dim)?, band((heads + kv_heads) * dim)?);
+    let mut out = Tensor::from_buffer(borrowed(&result, &stream, 0), DType::F32, [len, heads * dim])?;
     let shape = AttentionShape {
         n_heads: heads,
         n_kv_heads: kv_heads,

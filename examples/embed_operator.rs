@@ -66,10 +66,10 @@ fn run() -> Result<()> {
         let skip = b.activation().bytes(column) as u64;
         let elements = len * row - column;
         let part = Buffer::wrap(qkv.clone(), skip, bytes.len() as u64 - skip)?;
-        Ok(Tensor::from_buffer(part, b.activation(), [elements]))
+        Tensor::from_buffer(part, b.activation(), [elements])
     };
     let (q, k, v) = (band(0)?, band(heads * dim)?, band((heads + kv_heads) * dim)?);
-    let mut out = Tensor::from_buffer(Buffer::wrap(result.clone(), 0, result.size())?, DType::F32, [len, heads * dim]);
+    let mut out = Tensor::from_buffer(Buffer::wrap(result.clone(), 0, result.size())?, DType::F32, [len, heads * dim])?;
     let shape = AttentionShape {
         n_heads: heads,
         n_kv_heads: kv_heads,

@@ -44,7 +44,7 @@ impl DType {
 
     /// Bytes of `elements` elements; a partial block counts whole.
     pub const fn bytes(self, elements: usize) -> usize {
-        elements.div_ceil(self.block_len()) * self.block_bytes()
+        elements.div_ceil(self.block_len()).saturating_mul(self.block_bytes())
     }
 
     /// Whether elements are packed in blocks.

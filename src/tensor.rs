@@ -21,9 +21,9 @@ impl Shape {
         &self.dims[..self.rank]
     }
 
-    /// Product of the dimensions.
+    /// Product of the dimensions; `usize::MAX`, which no device can hold, where it is more.
     pub fn elements(&self) -> usize {
-        self.dims().iter().product()
+        self.dims().iter().fold(1, |product: usize, dim| product.saturating_mul(*dim))
     }
 
     /// Elements of one step of the outermost dimension.
@@ -123,9 +123,16 @@ impl<B: Backend> Tensor<B> {
         Self::from_bytes(backend, dtype, shape, &encode_f32(dtype, values)?)
     }
 
-    /// A tensor over a buffer that the caller made (an operator embedded in another engine).
-    pub fn from_buffer(buffer: B::Buffer, dtype: DType, shape: impl Into<Shape>) -> Self {
-        Self { buffer, dtype, shape: shape.into() }
+    /// A tensor over the beginning of a buffer that the caller made (an operator embedded in another engine): [`Error::Shape`]
+    /// where the buffer is shorter.
+    pub fn from_buffer(buffer: B::Buffer, dtype: DType, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        let (want, got) = (dtype.bytes(shape.elements()), B::buffer_bytes(&buffer));
+        if got < want {
+            let (expected, got) = (format!("at least {want} for {shape:?} of {dtype}"), got.to_string());
+            return Err(Error::Shape { op: "from_buffer", what: "bytes", expected, got });
+        }
+        Ok(Self { buffer, dtype, shape })
     }
 
     /// Gives the buffer back.

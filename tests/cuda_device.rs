@@ -61,10 +61,10 @@ fn embedded_on(stream: &Arc<CudaStream>) {
     let result = stream.alloc_zeros::<u8>(4 * len * heads * 64).unwrap();
     let columns = [0, heads * 64, heads * 64 + heads / 2 * 64];
     let band = |column: usize| {
-        Tensor::<Cuda>::from_buffer(borrowed(&qkv, stream, column), DType::F16, [values.len() - column])
+        Tensor::<Cuda>::from_buffer(borrowed(&qkv, stream, column), DType::F16, [values.len() - column]).unwrap()
     };
     let [q, k, v] = columns.map(band);
-    let mut out = Tensor::from_buffer(borrowed(&result, stream, 0), DType::F32, [len, heads * 64]);
+    let mut out = Tensor::from_buffer(borrowed(&result, stream, 0), DType::F32, [len, heads * 64]).unwrap();
     attend(&b, &patterns, &shape, q.view(), k.view(), v.view(), out.view_mut(), None).unwrap();
     // The caller's own copy, on its own stream, behind ours.
     let got: Vec<f32> = bytemuck::pod_collect_to_vec(&stream.clone_dtoh(&result).unwrap());

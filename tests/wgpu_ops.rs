@@ -513,12 +513,12 @@ fn works_on_a_callers_device_and_buffer() {
     queue.write_buffer(&theirs, 0, bytemuck::cast_slice(&[1f32; 16]));
     queue.submit([]);
     let part = minference::backend::wgpu::Buffer::wrap(theirs.clone(), 20, 12).unwrap();
-    let mut out = Tensor::from_buffer(part, DType::F32, [3]);
+    let mut out = Tensor::from_buffer(part, DType::F32, [3]).unwrap();
     let x = Tensor::from_slice(&b, DType::F32, [3], &[10f32, 20.0, 30.0]).unwrap();
     ops::add(&b, x.view(), out.view_mut()).unwrap();
     assert_eq!(out.to_f32(&b).unwrap(), [11.0, 21.0, 31.0]);
     let whole = minference::backend::wgpu::Buffer::wrap(theirs.clone(), 0, 64).unwrap();
-    let whole = Tensor::<Wgpu>::from_buffer(whole, DType::F32, [16]).to_f32(&b).unwrap();
+    let whole = Tensor::<Wgpu>::from_buffer(whole, DType::F32, [16]).unwrap().to_f32(&b).unwrap();
     assert_eq!(whole.iter().sum::<f32>(), 16.0 + 60.0, "the rest is as it was");
     assert_eq!(b.memory().current, 16, "only what the backend made is on its account");
 

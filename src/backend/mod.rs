@@ -201,6 +201,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Starts a new peak from what is live now.
     fn reset_peak(&self);
 
+    /// Length of a buffer, in bytes.
+    fn buffer_bytes(buffer: &Self::Buffer) -> usize;
     /// Uninitialised device memory.
     fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;
 

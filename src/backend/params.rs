@@ -6,6 +6,9 @@ use bytemuck::{Pod, Zeroable};
 /// Queries per row block and keys per key block: the granularity of a sparse index (paper, section 3; official kernels).
 pub const BLOCK: usize = 64;
 
+/// Most keys of a call: a row block's pairs are counted in 32 bits.
+pub const MAX_KEYS: usize = u32::MAX as usize / BLOCK;
+
 /// The value of `dense_above` with which an index is exactly what its patterns chose, as in the official code.
 ///
 /// `dense_above` says, in 256ths of the causal pairs, from which density on it pays to compute everything:

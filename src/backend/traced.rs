@@ -128,6 +128,10 @@ impl<B: Backend> Backend for Traced<B> {
         self.inner.info()
     }
 
+    fn buffer_bytes(buffer: &B::Buffer) -> usize {
+        B::buffer_bytes(buffer)
+    }
+
     fn dense_above(&self) -> u32 {
         self.inner.dense_above()
     }

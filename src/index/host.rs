@@ -2,7 +2,7 @@
 
 use super::{IndexLayout, SparseIndex, causal_pairs};
 use crate::backend::Backend;
-use crate::backend::params::BLOCK;
+use crate::backend::params::{BLOCK, MAX_KEYS};
 use crate::tensor::Tensor;
 use crate::tensor_file::{TensorFile, TensorOut, write_tensors};
 use crate::{DType, Error, Result};
@@ -197,14 +197,15 @@ impl HostIndex {
     /// # Errors
     /// [`Error::Invalid`] with the head, the row block and what is wrong there.
     pub fn validate(&self) -> Result<()> {
-        if self.n_heads == 0 || self.q_len == 0 || self.q_start + self.q_len > self.kv_len {
+        let seen = self.q_start.saturating_add(self.q_len);
+        if self.n_heads == 0 || self.q_len == 0 || seen > self.kv_len || self.kv_len > MAX_KEYS {
             return Err(Error::invalid(format!(
                 "index: {} heads, {} queries from {} on, {} keys: expected at least one head and query, and keys up to \
-                 the last query",
+                 the last query, at most {MAX_KEYS}",
                 self.n_heads, self.q_len, self.q_start, self.kv_len
             )));
         }
-        let rows = self.n_heads * self.row_blocks();
+        let rows = self.n_heads.saturating_mul(self.row_blocks());
         check_ptr("range_ptr", &self.range_ptr, rows, self.ranges.len())?;
         check_ptr("column_ptr", &self.column_ptr, rows, self.columns.len())?;
         if self.window.len() != self.n_heads {
@@ -295,7 +296,7 @@ impl HostIndex {
         let mut ranges: Vec<u32> = self.ranges.iter().flat_map(|r| r.map(|key| key as u32)).collect();
         ranges.resize(2 * (layout.range_budget + heads * blocks), 0);
         let window: Vec<u32> = self.window.iter().flat_map(|w| w.map(|n| n as u32)).collect();
-        // At most 64 queries of 2^24 keys each.
+        // At most 64 queries of MAX_KEYS keys each.
         let pairs: Vec<u32> = self.rows().map(|(head, block)| self.row(head, block).pairs() as u32).collect();
         Ok(SparseIndex {
             layout,
@@ -386,10 +387,10 @@ impl HostIndex {
 /// That a CSR pointer list begins at 0, never falls, and ends at the length of its list.
 fn check_ptr(name: &str, ptr: &[i64], rows: usize, len: usize) -> Result<()> {
     let ends = (ptr.first(), ptr.last());
-    if ptr.len() != rows + 1 || ends != (Some(&0), Some(&(len as i64))) || !ptr.is_sorted() {
+    if ptr.len().checked_sub(1) != Some(rows) || ends != (Some(&0), Some(&(len as i64))) || !ptr.is_sorted() {
         return Err(Error::invalid(format!(
             "index: {name}: expected {} ascending values from 0 to {len}, got {} from {:?} to {:?}",
-            rows + 1,
+            rows.saturating_add(1),
             ptr.len(),
             ends.0,
             ends.1
@@ -424,6 +425,21 @@ mod tests {
             column_ptr: vec![0, 0, 2, 2, 2],
             columns: vec![1, 40],
             window: vec![[-1, -1], [4, 70]],
+        }
+    }
+
+    #[test]
+    fn numbers_that_would_wrap_are_refused() {
+        let most = usize::MAX;
+        for bad in [
+            HostIndex { q_start: most, ..sample() },
+            HostIndex { kv_len: most, ..sample() },
+            HostIndex { q_len: most, ..sample() },
+            HostIndex { q_len: MAX_KEYS + 1, q_start: 0, kv_len: MAX_KEYS + 1, ..sample() },
+            HostIndex { n_heads: most, ..sample() },
+            HostIndex { n_heads: most / 2 + 1, range_ptr: vec![], ..sample() },
+        ] {
+            assert!(matches!(bad.validate(), Err(Error::Invalid(_))), "{bad:?}");
         }
     }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::backend::params::*;
 use crate::backend::{Backend, IndexSlices};
 use crate::index::SparseIndex;
-use crate::tensor::{Shape, View, ViewMut};
+use crate::tensor::{View, ViewMut};
 use crate::{DType, Result};
 
 /// Where the queries, keys and values of one attention call lie: heads, lengths and the distances between them.
@@ -58,29 +58,15 @@ impl AttentionShape {
         )?;
         check(op, "head_dim", d > 0 && d % 8 == 0 && d <= 256, "a multiple of 8, at most 256", d)?;
         check(op, "q_len", q_len > 0, "at least one query", q_len)?;
-        check(
-            op,
-            "kv_len",
-            self.q_start + q_len <= kv_len,
-            format!("at least q_start + q_len = {}", self.q_start + q_len),
-            kv_len,
-        )?;
+        let seen = self.q_start.saturating_add(q_len);
+        let expected = || format!("at least q_start + q_len = {seen} and at most {MAX_KEYS}");
+        check(op, "kv_len", seen <= kv_len && kv_len <= MAX_KEYS, expected(), kv_len)?;
         check(op, "scale", self.scale.is_finite(), "a finite softmax scale", self.scale)?;
-        let fits = |what, [row, head]: [usize; 2], heads: usize, len: usize, shape: Shape| {
-            let last = (heads - 1) * head + (len - 1) * row + d;
-            check(
-                op,
-                what,
-                last <= shape.elements(),
-                format!("at least {last} elements under these strides"),
-                shape.elements(),
-            )
-        };
-        fits("q", self.q_stride, h, q_len, q.shape())?;
-        fits("k", self.k_stride, kv, kv_len, k.shape())?;
-        fits("v", self.v_stride, kv, kv_len, v.shape())?;
+        check_extent(op, "q", [h, q_len, d], self.q_stride, q.shape())?;
+        check_extent(op, "k", [kv, kv_len, d], self.k_stride, k.shape())?;
+        check_extent(op, "v", [kv, kv_len, d], self.v_stride, v.shape())?;
         if let Some(out) = out {
-            fits("out", self.out_stride, h, q_len, out.shape())?;
+            check_extent(op, "out", [h, q_len, d], self.out_stride, out.shape())?;
         }
         Ok(())
     }
@@ -211,7 +197,7 @@ pub fn merge_attention<B: Backend>(
 ) -> Result<()> {
     const OP: &str = "merge_attention";
     let ([n, row], HeadBand { column, heads, head_dim: d }) = (dims(OP, "out", out.shape())?, band);
-    let vectors = heads > 0 && [column, d, row].iter().all(|x| x.is_multiple_of(8)) && column + heads * d <= row;
+    let vectors = heads > 0 && [column, d, row].iter().all(|x| x.is_multiple_of(8)) && band.end() <= row;
     check(OP, "band", vectors, format!("multiples of 8 within rows of {row}"), format!("{band:?}"))?;
     check_shape(OP, "part", out.shape(), part.shape())?;
     check_shape(OP, "lse", [heads, n], lse.shape())?;

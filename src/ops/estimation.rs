@@ -121,7 +121,7 @@ impl BlockBand {
         check(
             op,
             "band",
-            self.start + band_len <= self.row_blocks(),
+            self.start.saturating_add(band_len) <= self.row_blocks(),
             format!("within {} row blocks", self.row_blocks()),
             format!("{} + {band_len}", self.start),
         )?;

@@ -62,8 +62,24 @@ fn check_strided(
     x: Shape,
 ) -> Result<()> {
     check(op, "x", heads > 0 && len > 0, "at least one row of one head", format!("{len} of {heads}"))?;
-    let last = (heads - 1) * head_stride + (len - 1) * row_stride + width;
-    check(op, "x", last <= x.elements(), format!("at least {last} elements"), x.elements())
+    check_extent(op, "x", [heads, len, width], [row_stride, head_stride], x)
+}
+
+/// That heads of rows, at least one, end within a tensor under `[row, head]` strides, which kernels take as 32 bits.
+fn check_extent(
+    op: &'static str,
+    what: &'static str,
+    [heads, len, width]: [usize; 3],
+    [row_stride, head_stride]: [usize; 2],
+    x: Shape,
+) -> Result<()> {
+    for (strides, stride) in [(len - 1, row_stride), (heads - 1, head_stride)] {
+        let narrow = strides == 0 || strides.max(stride) <= u32::MAX as usize;
+        check(op, what, narrow, "numbers and strides within 32 bits", format!("{strides} strides of {stride}"))?;
+    }
+    let rows = (heads - 1).saturating_mul(head_stride).saturating_add((len - 1).saturating_mul(row_stride));
+    let last = rows.saturating_add(width);
+    check(op, what, last <= x.elements(), format!("at least {last} elements under these strides"), x.elements())
 }
 
 /// The dimensions of a view whose rank is known.
@@ -74,4 +90,67 @@ fn dims<const N: usize>(op: &'static str, what: &'static str, shape: Shape) -> R
         expected: format!("{N} dimensions"),
         got: format!("{shape:?}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use crate::tensor::Tensor;
+
+    /// Sums that would wrap to something small must not pass for it: kernels trust what was checked here.
+    #[test]
+    fn numbers_that_would_wrap_are_refused() {
+        let b = Cpu::new();
+        let (x, mut out) = (
+            Tensor::activation(&b, [8, 16], &[0.5; 128]).unwrap(),
+            Tensor::activation(&b, [8, 16], &[0.0; 128]).unwrap(),
+        );
+        let fits = AttentionShape {
+            n_heads: 2,
+            n_kv_heads: 2,
+            head_dim: 8,
+            q_len: 8,
+            kv_len: 8,
+            q_start: 0,
+            scale: 1.0,
+            q_stride: [16, 8],
+            k_stride: [16, 8],
+            v_stride: [16, 8],
+            out_stride: [16, 8],
+        };
+        let mut go = |shape: AttentionShape| decode_attention(&b, &shape, x.view(), x.view(), x.view(), out.view_mut());
+        go(fits).unwrap();
+        // 2^63 times 2 is 0 in 64 bits; 2^32 + 16 is 16 in the 32 bits of a kernel.
+        let big = [1 << 63, 1 << 62, (1 << 32) + 16, usize::MAX];
+        for stride in big {
+            for shape in [
+                AttentionShape { q_stride: [stride, 8], ..fits },
+                AttentionShape { k_stride: [16, stride], ..fits },
+                AttentionShape { v_stride: [stride, stride], ..fits },
+                AttentionShape { out_stride: [16, stride], ..fits },
+                AttentionShape { q_start: stride, ..fits },
+                AttentionShape { q_start: stride, kv_len: stride, ..fits },
+                AttentionShape { kv_len: stride, k_stride: [0, 0], v_stride: [0, 0], ..fits },
+                AttentionShape { q_len: stride, kv_len: stride, q_stride: [0, 0], ..fits },
+            ] {
+                assert!(matches!(go(shape), Err(Error::Shape { .. })), "{shape:?}");
+            }
+        }
+        let turns = Tensor::from_slice(&b, DType::U32, [4, 2], &[0u32; 8]).unwrap();
+        let turning = Rope { rotary_dim: 8, interleaved: false, attention_factor: 1.0 };
+        for band in big.into_iter().flat_map(|n| {
+            [HeadBand { column: n, heads: 2, head_dim: 8 }, HeadBand { column: 8, heads: n, head_dim: 8 }]
+        }) {
+            assert!(
+                matches!(rope(&b, turns.view(), out.view_mut(), band, turning, 0), Err(Error::Shape { .. })),
+                "{band:?}"
+            );
+        }
+        for shape in [[1 << 32, 1 << 32], [1 << 62, 1], [usize::MAX, 2]] {
+            assert!(matches!(Tensor::<Cpu>::alloc(&b, DType::F32, shape), Err(Error::OutOfMemory(_))), "{shape:?}");
+            let buffer = Tensor::from_slice(&b, DType::U32, [2], &[0u32; 2]).unwrap().into_buffer();
+            assert!(matches!(Tensor::<Cpu>::from_buffer(buffer, DType::F32, shape), Err(Error::Shape { .. })));
+        }
+    }
 }

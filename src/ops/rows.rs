@@ -53,7 +53,7 @@ pub fn rms_norm_heads<B: Backend>(
 ) -> Result<()> {
     const OP: &str = "rms_norm_heads";
     let ([n, row], [out_n, out_row]) = (dims(OP, "x", x.shape())?, dims(OP, "out", out.shape())?);
-    let end = band.column + band.heads * band.head_dim;
+    let end = band.end();
     check(OP, "x", end <= row, format!("rows of at least {end}"), row)?;
     check(OP, "out", out_n == n && end <= out_row, format!("[{n}, >= {end}]"), format!("[{out_n}, {out_row}]"))?;
     check_shape(OP, "weight", [band.head_dim], weight.shape())?;
@@ -93,13 +93,8 @@ pub fn matmul<B: Backend>(
     let ([m, k], [n, wk], [om, out_stride]) =
         (dims(OP, "x", x.shape())?, dims(OP, "w", w.shape())?, dims(OP, "out", out.shape())?);
     check(OP, "w", wk == k, format!("[_, {k}]"), format!("[{n}, {wk}]"))?;
-    check(
-        OP,
-        "out",
-        om == m && into.column + n <= out_stride,
-        format!("[{m}, >= {}]", into.column + n),
-        format!("[{om}, {out_stride}]"),
-    )?;
+    let end = into.column.saturating_add(n);
+    check(OP, "out", om == m && end <= out_stride, format!("[{m}, >= {end}]"), format!("[{om}, {out_stride}]"))?;
     check_dtype(OP, "x", &[b.activation()], x.dtype())?;
     check(OP, "w", b.accepts_weight(w.dtype()), "a weight type of the backend", w.dtype())?;
     let out_types: &[DType] = if into.accumulate { &[DType::F32] } else { &[DType::F32, b.activation()] };
@@ -151,6 +146,13 @@ pub struct HeadBand {
     pub head_dim: usize,
 }
 
+impl HeadBand {
+    /// Where the band ends within a row.
+    pub(super) fn end(&self) -> usize {
+        self.heads.saturating_mul(self.head_dim).saturating_add(self.column)
+    }
+}
+
 /// Rotates the heads of a band of x act `[n, row]` in place; turns u32 `[rotary_dim / 2, 2]`.
 pub fn rope<B: Backend>(
     b: &B,
@@ -172,7 +174,7 @@ pub fn rope<B: Backend>(
         "even, at most head_dim",
         rope.rotary_dim,
     )?;
-    let end = band.column + band.heads * band.head_dim;
+    let end = band.end();
     check(OP, "x", end <= row, format!("rows of at least {end}"), row)?;
     let p = RopeParams {
         n_tokens: n as u32,
@@ -232,12 +234,13 @@ pub fn append_kv<B: Backend>(
         check(
             OP,
             "band",
-            band.heads == kv && band.head_dim == d && band.column + kv * d <= row,
+            band.heads == kv && band.head_dim == d && band.end() <= row,
             format!("{kv} heads of {d} in rows of {row}"),
             format!("{band:?}"),
         )?;
     }
-    check(OP, "k_cache", position + n <= capacity, format!("room for {} tokens", position + n), capacity)?;
+    let end = position.saturating_add(n);
+    check(OP, "k_cache", end <= capacity, format!("room for {end} tokens"), capacity)?;
     check_dtype(OP, "x", &[b.activation()], x.dtype())?;
     check_dtype(OP, "k_cache", &[b.activation()], k_cache.dtype())?;
     check_dtype(OP, "v_cache", &[b.activation()], v_cache.dtype())?;
@@ -260,7 +263,8 @@ fn pack_params(op: &'static str, cache: Shape, packed: Shape, position: usize, t
     let [kv, capacity, d] = dims(op, "cache", cache)?;
     check(op, "cache", d % 32 == 0, "a head_dim that is a multiple of 32", d)?;
     check_shape(op, "packed", [kv, capacity, d / 32 * PACKED_KV_WORDS], packed)?;
-    check(op, "cache", position + tokens <= capacity, format!("room for {} tokens", position + tokens), capacity)?;
+    let end = position.saturating_add(tokens);
+    check(op, "cache", end <= capacity, format!("room for {end} tokens"), capacity)?;
     Ok(PackKvParams {
         n_tokens: tokens as u32,
         n_kv_heads: kv as u32,

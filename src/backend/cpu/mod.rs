@@ -125,6 +125,10 @@ impl Backend for Cpu {
         self.meter.reset_peak();
     }
 
+    fn buffer_bytes(buffer: &Buffer) -> usize {
+        buffer.bytes().len()
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Buffer> {
         Buffer::zeroed(&self.meter, bytes)
     }

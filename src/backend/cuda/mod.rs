@@ -369,6 +369,10 @@ impl Backend for Cuda {
         self.device.reset_peak();
     }
 
+    fn buffer_bytes(buffer: &CudaBuffer) -> usize {
+        buffer.bytes()
+    }
+
     fn alloc(&self, bytes: usize) -> Result<CudaBuffer> {
         self.alloc_buffer(bytes)
     }

@@ -394,7 +394,7 @@ impl Context {
 
     /// The size of a buffer for so many bytes.
     pub(super) fn buffer_size(bytes: usize) -> u64 {
-        (bytes as u64).next_multiple_of(16).max(16)
+        (bytes as u64).checked_next_multiple_of(16).unwrap_or(u64::MAX).max(16)
     }
 
     /// A storage buffer of at least so many bytes.

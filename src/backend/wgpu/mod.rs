@@ -352,6 +352,10 @@ impl Backend for Wgpu {
         self.context.account.reset_peak();
     }
 
+    fn buffer_bytes(buffer: &Buffer) -> usize {
+        buffer.len as usize
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Buffer> {
         self.create_buffer(bytes, false)
     }
