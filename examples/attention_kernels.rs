@@ -1,14 +1,14 @@
 //! Checks and times every form of the attention kernel that a wgpu device can run, and the estimation before it.
 //!
-//! ```text
-//! attention_kernels [--device N] [--tier plain] [--lengths 8192,32768,131072] [--heads 32] [--kv-heads 8] [--head-dim 128]
-//!                   [--patterns dense,a_shape:1024:4096,...] [--kernels s8t2r2k32p1,tiles,...] [--seconds 0.5] [--estimates true] [--check true]
+//! ```sh
+//! cargo run --release --example attention_kernels -- --lengths 8192,32768 --kernels tiles --estimates false
 //! ```
 //!
 //! First, on short inputs, all rows against the CPU; then per length and pattern one line a kernel: milliseconds (median),
 //! TFLOP/s over exactly the pairs that the index gives, and the error of sampled rows against f64. Vertical-slash sets are
 //! `bands`: half the offsets next to the diagonal, the rest in bands of 32 to 256 at random places.
 
+use clap::{ArgAction, Parser};
 use minference::attention::attend;
 use minference::backend::cpu::Cpu;
 use minference::backend::wgpu::{AttentionKernel, Options, Tier, Wgpu};
@@ -19,62 +19,53 @@ use minference::index::SparseIndex;
 use minference::ops::{self, AttentionShape};
 use minference::pattern::HeadPattern;
 use minference::tensor::Tensor;
-use minference::{DType, Error, Result};
+use minference::{DType, Result};
 use rayon::prelude::*;
+use std::process::ExitCode;
 use std::time::Instant;
 
+/// Checks and times every form of the attention kernel that a wgpu device can run, and the estimation before it.
+#[derive(Debug, Parser)]
+#[command(name = "attention_kernels")]
 struct Arguments {
+    /// Which adapter, as `minference devices` numbers them.
+    #[arg(long, value_name = "N")]
     device: Option<usize>,
+    /// Forces a kernel tier: auto, plain, subgroup, coop8 or coop16.
+    #[arg(long, default_value = "auto")]
     tier: Tier,
+    /// Tokens.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [8192, 32768, 131072])]
     lengths: Vec<usize>,
+    /// Query heads.
+    #[arg(long, value_name = "N", default_value_t = 32)]
     heads: usize,
+    /// KV heads.
+    #[arg(long, value_name = "N", default_value_t = 8)]
     kv_heads: usize,
+    /// Elements of a head.
+    #[arg(long, value_name = "N", default_value_t = 128)]
     head_dim: usize,
+    /// Patterns, each for all heads.
+    #[arg(
+        long,
+        value_name = "PATTERN,..",
+        value_delimiter = ',',
+        default_value = "dense,a_shape:1024:4096,vertical_slash:1000:6096,vertical_slash:3500:100,block_sparse:100"
+    )]
     patterns: Vec<HeadPattern>,
+    /// Only these kernels, as the rows name them; without it all that the device can run.
+    #[arg(long, value_name = "KERNEL,..", value_delimiter = ',')]
     kernels: Vec<AttentionKernel>,
+    /// Seconds that each is repeated for.
+    #[arg(long, default_value_t = 0.5)]
     seconds: f64,
+    /// Whether estimation is timed, too.
+    #[arg(long, value_name = "true|false", default_value_t = true, action = ArgAction::Set)]
     estimates: bool,
+    /// Whether all rows of short inputs are compared with the CPU first.
+    #[arg(long, value_name = "true|false", default_value_t = true, action = ArgAction::Set)]
     check: bool,
-}
-
-fn list<T: std::str::FromStr<Err = E>, E: std::fmt::Display>(text: &str) -> Result<Vec<T>> {
-    text.split(',').map(|item| item.parse().map_err(|e| Error::invalid(format!("{item}: {e}")))).collect()
-}
-
-fn arguments() -> Result<Arguments> {
-    let mut a = Arguments {
-        device: None,
-        tier: Tier::Auto,
-        lengths: vec![8192, 32768, 131072],
-        heads: 32,
-        kv_heads: 8,
-        head_dim: 128,
-        patterns: list("dense,a_shape:1024:4096,vertical_slash:1000:6096,vertical_slash:3500:100,block_sparse:100")?,
-        kernels: vec![],
-        seconds: 0.5,
-        estimates: true,
-        check: true,
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(name) = words.next() {
-        let value = words.next().ok_or_else(|| Error::invalid(format!("{name} needs a value")))?;
-        let number = |text: &str| text.parse().map_err(|_| Error::invalid(format!("{name}: a number, got {text}")));
-        match name.as_str() {
-            "--device" => a.device = Some(number(&value)?),
-            "--tier" => a.tier = list(&value)?[0],
-            "--lengths" => a.lengths = list(&value)?,
-            "--heads" => a.heads = number(&value)?,
-            "--kv-heads" => a.kv_heads = number(&value)?,
-            "--head-dim" => a.head_dim = number(&value)?,
-            "--patterns" => a.patterns = list(&value)?,
-            "--kernels" => a.kernels = list(&value)?,
-            "--seconds" => a.seconds = list(&value)?[0],
-            "--check" => a.check = list(&value)?[0],
-            "--estimates" => a.estimates = list(&value)?[0],
-            _ => return Err(Error::invalid(format!("unknown option {name}"))),
-        }
-    }
-    Ok(a)
 }
 
 /// A row of the output in f64, from a layer's values.
@@ -265,8 +256,11 @@ fn time_decoding(b: &Wgpu, a: &Arguments, layer: &Layer, q: &Tensor<Wgpu>, [k, v
     Ok(())
 }
 
-fn main() -> Result<()> {
-    let a = arguments()?;
+fn main() -> ExitCode {
+    run(&Arguments::parse()).map_or_else(|e| e.report(), |()| ExitCode::SUCCESS)
+}
+
+fn run(a: &Arguments) -> Result<()> {
     let b = Wgpu::new(a.device, Options { tier: a.tier, ..Options::default() })?;
     println!("{:?}\n{:?}", b.info(), b.traits());
     let all = b.attention_kernels(a.head_dim);
@@ -274,69 +268,91 @@ fn main() -> Result<()> {
     if a.check {
         check(&b, &kernels, 8, 2, a.head_dim)?;
     }
-
     for &n in &a.lengths {
         let layer = Layer::new(a.heads, a.kv_heads, a.head_dim, n, 0);
         let s = &layer.0.shape;
-        let [q, k, v] = layer.0.upload(&b)?;
-        let mut out = Tensor::alloc(&b, b.activation(), [n, s.n_heads * s.head_dim])?;
+        let qkv = layer.0.upload(&b)?;
         println!("\n{n} tokens, {} heads on {}, head dim {}", s.n_heads, s.n_kv_heads, s.head_dim);
         if a.estimates {
-            time_steps(&b, &a, s, &q, &k)?;
-            time_decoding(&b, &a, &layer, &q, [&k, &v])?;
+            time_steps(&b, a, s, &qkv[0], &qkv[1])?;
+            time_decoding(&b, a, &layer, &qkv[0], [&qkv[1], &qkv[2]])?;
         }
         for &pattern in &a.patterns {
-            let patterns = vec![pattern; s.n_heads];
-            let index = index(&b, &layer, pattern, &q, &k)?;
-            let pairs: f64 = index.pairs.to_u32(&b)?.iter().map(|&p| f64::from(p)).sum();
-            let density = pairs / (s.n_heads as f64 * s.causal_pairs() as f64);
-            println!("{pattern}: density {density:.4}");
-            if a.estimates {
-                let choosing = time(&b, a.seconds, || choose(&b, &patterns, s, q.view(), k.view()).map(drop))?;
-                let both = time(&b, a.seconds, || estimate(&b, &patterns, s, q.view(), k.view()).map(drop))?;
-                print!("  estimate {:.2} ms, of which index {:.2} ms: ", both * 1e3, (both - choosing) * 1e3);
-                time_kernels(&b, || estimate(&b, &patterns, s, q.view(), k.view()).map(drop))?;
-            }
-            let samples: Vec<(usize, usize)> = (0..6)
-                .map(|i| (hash(7, i) as usize % s.n_heads, if i == 0 { n - 1 } else { hash(8, i) as usize % n }))
-                .collect();
-            let mut want = Vec::new();
-            for &(head, query) in &samples {
-                want.push(layer.row(head, query, &keys_of(&b, &index, head, query)?));
-            }
-            for kernel in &kernels {
-                b.use_attention_kernel(Some(*kernel));
-                let mut call = || ops::attention(&b, s, q.view(), k.view(), v.view(), &index, out.view_mut(), None);
-                let compiled = Instant::now();
-                let timed = call().and_then(|()| b.synchronize()).and_then(|()| {
-                    let first = compiled.elapsed().as_secs_f64();
-                    times(&b, a.seconds, &mut call).map(|times| (first, times))
-                });
-                let (first, times) = match timed {
-                    Ok(timed) => timed,
-                    Err(error) => {
-                        println!("  {kernel:16} failed: {error}");
-                        continue;
-                    }
-                };
-                let mut error = 0f64;
-                for (&(head, query), want) in samples.iter().zip(&want) {
-                    let got = out.view().rows(query..query + 1).to_f32(&b)?;
-                    let got = &got[head * s.head_dim..][..s.head_dim];
-                    error = error.max(relative_l2(got.iter().zip(want).map(|(g, w)| (f64::from(*g), *w))));
-                }
-                let seconds = times[times.len() / 2];
-                let tflops = 4.0 * s.head_dim as f64 * pairs / seconds / 1e12;
-                let verdict = if error < 2e-3 { "" } else { " WRONG" };
-                println!(
-                    "  {kernel:16} {:10.3} ms {tflops:8.2} TFLOP/s  rel. L2 {error:.1e}{verdict}  ({:.3} to {:.3} ms, first call {:.0} ms)",
-                    seconds * 1e3,
-                    times[0] * 1e3,
-                    times[times.len() - 1] * 1e3,
-                    first * 1e3
-                );
-            }
+            time_pattern(&b, a, &layer, &qkv, pattern, &kernels)?;
         }
     }
+    Ok(())
+}
+
+/// A pattern's estimate, and its attention in each kernel.
+fn time_pattern(
+    b: &Wgpu,
+    a: &Arguments,
+    layer: &Layer,
+    qkv: &[Tensor<Wgpu>; 3],
+    pattern: HeadPattern,
+    kernels: &[AttentionKernel],
+) -> Result<()> {
+    let (s, [q, k, _]) = (&layer.0.shape, qkv);
+    let patterns = vec![pattern; s.n_heads];
+    let index = index(b, layer, pattern, q, k)?;
+    let pairs: f64 = index.pairs.to_u32(b)?.iter().map(|&p| f64::from(p)).sum();
+    println!("{pattern}: density {:.4}", pairs / (s.n_heads as f64 * s.causal_pairs() as f64));
+    if a.estimates {
+        let choosing = time(b, a.seconds, || choose(b, &patterns, s, q.view(), k.view()).map(drop))?;
+        let both = time(b, a.seconds, || estimate(b, &patterns, s, q.view(), k.view()).map(drop))?;
+        print!("  estimate {:.2} ms, of which index {:.2} ms: ", both * 1e3, (both - choosing) * 1e3);
+        time_kernels(b, || estimate(b, &patterns, s, q.view(), k.view()).map(drop))?;
+    }
+    let n = s.q_len;
+    let place = |i: u64| (hash(7, i) as usize % s.n_heads, if i == 0 { n - 1 } else { hash(8, i) as usize % n });
+    let row = |(head, query)| Ok((head, query, layer.row(head, query, &keys_of(b, &index, head, query)?)));
+    let want = (0..6).map(place).map(row).collect::<Result<Vec<_>>>()?;
+    for kernel in kernels {
+        b.use_attention_kernel(Some(*kernel));
+        if let Err(error) = time_attention(b, a, s, qkv, &index, pairs, &want, kernel) {
+            println!("  {kernel:16} failed: {error}");
+        }
+    }
+    Ok(())
+}
+
+/// A sampled row: head, query and what is right.
+type Row = (usize, usize, Vec<f64>);
+
+/// One line: a kernel's times, its rate, and the error of sampled rows.
+fn time_attention(
+    b: &Wgpu,
+    a: &Arguments,
+    s: &AttentionShape,
+    [q, k, v]: &[Tensor<Wgpu>; 3],
+    index: &SparseIndex<Wgpu>,
+    pairs: f64,
+    want: &[Row],
+    kernel: &AttentionKernel,
+) -> Result<()> {
+    let mut out = Tensor::alloc(b, b.activation(), [s.q_len, s.n_heads * s.head_dim])?;
+    let mut call = || ops::attention(b, s, q.view(), k.view(), v.view(), index, out.view_mut(), None);
+    let compiled = Instant::now();
+    call()?;
+    b.synchronize()?;
+    let first = compiled.elapsed().as_secs_f64();
+    let times = times(b, a.seconds, &mut call)?;
+    let mut error = 0f64;
+    for (head, query, want) in want {
+        let got = out.view().rows(*query..query + 1).to_f32(b)?;
+        let got = &got[head * s.head_dim..][..s.head_dim];
+        error = error.max(relative_l2(got.iter().zip(want).map(|(g, w)| (f64::from(*g), *w))));
+    }
+    let seconds = times[times.len() / 2];
+    let tflops = 4.0 * s.head_dim as f64 * pairs / seconds / 1e12;
+    let verdict = if error < 2e-3 { "" } else { " WRONG" };
+    println!(
+        "  {kernel:16} {:10.3} ms {tflops:8.2} TFLOP/s  rel. L2 {error:.1e}{verdict}  ({:.3} to {:.3} ms, first call {:.0} ms)",
+        seconds * 1e3,
+        times[0] * 1e3,
+        times[times.len() - 1] * 1e3,
+        first * 1e3
+    );
     Ok(())
 }

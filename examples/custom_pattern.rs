@@ -14,6 +14,7 @@ use minference::index::HostIndex;
 use minference::ops::{self, AttentionShape};
 use minference::tensor::Tensor;
 use minference::{DType, Result};
+use std::process::ExitCode;
 
 const BLOCK: usize = 64;
 
@@ -39,7 +40,11 @@ fn attend<B: Backend>(b: &B, index: &HostIndex, shape: &AttentionShape, qkv: [&T
     out.to_f32(b)
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().map_or_else(|e| e.report(), |()| ExitCode::SUCCESS)
+}
+
+fn run() -> Result<()> {
     let (heads, len, dim) = (4, 4096, 64);
     let b = Cpu::new();
     // Deterministic noise; in an engine these come from the Q, K and V projections, RoPE applied.

@@ -13,6 +13,7 @@ use minference::ops::AttentionShape;
 use minference::pattern::HeadPattern;
 use minference::tensor::{Tensor, encode_f32};
 use minference::{DType, Error, Result};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 fn failed(e: DriverError) -> Error {
@@ -34,7 +35,11 @@ fn borrowed(memory: &CudaSlice<u8>, stream: &CudaStream, skip: usize) -> CudaBuf
     unsafe { CudaBuffer::from_raw(address, memory.len() - skip) }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().map_or_else(|e| e.report(), |()| ExitCode::SUCCESS)
+}
+
+fn run() -> Result<()> {
     let stream = own_stream()?;
     let b = Cuda::on_stream(stream.clone(), CudaOptions::default())?;
     let info = b.info();

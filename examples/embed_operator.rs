@@ -12,6 +12,7 @@ use minference::ops::AttentionShape;
 use minference::pattern::HeadPattern;
 use minference::tensor::{Tensor, encode_f32};
 use minference::{DType, Error, Result};
+use std::process::ExitCode;
 
 /// What stands for the engine: it opened a device long ago, with the features that the operator needs.
 fn engine_device() -> Result<(wgpu::Device, wgpu::Queue)> {
@@ -32,7 +33,11 @@ fn engine_device() -> Result<(wgpu::Device, wgpu::Queue)> {
     .map_err(|e| unavailable(&e))
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().map_or_else(|e| e.report(), |()| ExitCode::SUCCESS)
+}
+
+fn run() -> Result<()> {
     let (device, queue) = engine_device()?;
     let b = Wgpu::from_device(device.clone(), queue.clone(), Options::default())?;
     let info = b.info();

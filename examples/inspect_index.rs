@@ -15,6 +15,7 @@ use minference::index::HostIndex;
 use minference::ops::AttentionShape;
 use minference::pattern::HeadPattern;
 use minference::tensor::Tensor;
+use std::process::ExitCode;
 
 const LEN: usize = 2048;
 const DIM: usize = 64;
@@ -60,7 +61,11 @@ fn draw(index: &HostIndex) -> String {
     out
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().map_or_else(|e| e.report(), |()| ExitCode::SUCCESS)
+}
+
+fn run() -> Result<()> {
     let b = Cpu::new();
     let (q, k) = queries_and_keys();
     let (q, k) = (Tensor::activation(&b, [1, LEN, DIM], &q)?, Tensor::activation(&b, [1, LEN, DIM], &k)?);

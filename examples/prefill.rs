@@ -6,12 +6,20 @@ use minference::backend::cpu::Cpu;
 use minference::engine::{Engine, EngineOptions};
 use minference::pattern::AttentionMode;
 use minference::{Error, Result, model::Model, sample::Sampler};
+use std::process::ExitCode;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().map_or_else(|e| e.report(), |()| ExitCode::SUCCESS)
+}
+
+fn run() -> Result<()> {
+    const USAGE: &str = "usage: prefill CHECKPOINT_DIR_OR_GGUF PROMPT_FILE";
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [checkpoint, prompt] = arguments.as_slice() else {
-        return Err(Error::invalid("usage: prefill CHECKPOINT_DIR_OR_GGUF PROMPT_FILE"));
-    };
+    if arguments.iter().any(|word| word == "-h" || word == "--help") {
+        println!("{USAGE}");
+        return Ok(());
+    }
+    let [checkpoint, prompt] = arguments.as_slice() else { return Err(Error::invalid(USAGE)) };
     let prompt = std::fs::read_to_string(prompt).map_err(|e| Error::io(prompt, e))?;
 
     let model = Model::open(checkpoint)?;

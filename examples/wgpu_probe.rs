@@ -1,52 +1,49 @@
 //! Times the products and the small operations of the wgpu backend on this machine's best adapter, and checks the products.
 //!
-//! `cargo run --release --example wgpu_probe -- [products] [tiers] [packed] [rows] [small] [--size M N K] [--tokens T] [--tiles A,B]`
-//!
-//! - `products`: every tile shape on cooperative matrices (or those of `--tiles` alone); TFLOP/s, and the relative error of
-//!   sampled elements against f64.
-//! - `tiers`: the same for tiers `subgroup` and `plain`.
-//! - `packed`: the tile shapes for packed weights, each type.
-//! - `rows`: one to four rows, as in decoding; GB/s of weights read.
-//! - `small`: everything else a layer does, at the sizes of an 8B model; GB/s read and written.
+//! `cargo run --release --example wgpu_probe -- products --size 4096 14336 4096`
 //!
 //! Times are wall-clock over many launches in a row, the best of three batches.
 
+use clap::{Parser, ValueEnum};
 use minference::backend::Backend;
 use minference::backend::wgpu::{Options, Tier, Wgpu};
 use minference::ops::{self, HeadBand, MatmulInto, Rope};
 use minference::tensor::{Tensor, encode_f32};
 use minference::weights::{dequantize, random_blocks};
-use minference::{DType, Result};
+use minference::{DType, Error, Result};
+use std::process::ExitCode;
 use std::time::Instant;
 
+/// Times the products and the small operations of the wgpu backend on this machine's best adapter.
+#[derive(Debug, Parser)]
+#[command(name = "wgpu_probe")]
 struct Arguments {
-    sections: Vec<String>,
-    size: [usize; 3],
+    /// What to time; all of it without any.
+    #[arg(value_enum)]
+    sections: Vec<Section>,
+    /// Rows, columns and depth of the products.
+    #[arg(long, value_names = ["M", "N", "K"], num_args = 3, default_values_t = [4096, 14336, 4096])]
+    size: Vec<usize>,
+    /// Tokens of the small operations.
+    #[arg(long, value_name = "N", default_value_t = 8192)]
     tokens: usize,
+    /// Only these tile shapes, as the rows name them.
+    #[arg(long, value_name = "TILE,..", value_delimiter = ',')]
     tiles: Vec<String>,
 }
 
-fn arguments() -> Arguments {
-    let mut found = Arguments { sections: vec![], size: [4096, 14336, 4096], tokens: 8192, tiles: vec![] };
-    let mut words = std::env::args().skip(1);
-    let number = |word: Option<String>| {
-        word.and_then(|word| word.parse().ok()).unwrap_or_else(|| {
-            eprintln!("--size takes three numbers, --tokens one");
-            std::process::exit(2)
-        })
-    };
-    while let Some(word) = words.next() {
-        match word.as_str() {
-            "--size" => found.size = std::array::from_fn(|_| number(words.next())),
-            "--tiles" => found.tiles = words.next().unwrap_or_default().split(',').map(String::from).collect(),
-            "--tokens" => found.tokens = number(words.next()),
-            _ => found.sections.push(word),
-        }
-    }
-    if found.sections.is_empty() {
-        found.sections = ["products", "tiers", "packed", "rows", "small"].map(String::from).to_vec();
-    }
-    found
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Section {
+    /// Every tile shape on cooperative matrices; TFLOP/s, and the relative error of sampled elements against f64.
+    Products,
+    /// The same for tiers `subgroup` and `plain`.
+    Tiers,
+    /// The tile shapes for packed weights, each type.
+    Packed,
+    /// One to sixteen rows, as in decoding; GB/s of weights read.
+    Rows,
+    /// Everything else a layer does, at the sizes of an 8B model; GB/s read and written.
+    Small,
 }
 
 /// Values in [-1, 1) that f16 holds exactly.
@@ -244,28 +241,27 @@ fn small(b: &Wgpu, tokens: usize) -> Result<()> {
     Ok(())
 }
 
-fn main() -> Result<()> {
-    let arguments = arguments();
+fn main() -> ExitCode {
+    run(Arguments::parse()).map_or_else(|e| e.report(), |()| ExitCode::SUCCESS)
+}
+
+fn run(Arguments { sections, size, tokens, tiles }: Arguments) -> Result<()> {
+    let size: [usize; 3] =
+        size.try_into().map_err(|size| Error::invalid(format!("--size: expected three numbers, found {size:?}")))?;
     let start = Instant::now();
     let b = Wgpu::new(None, Options::default())?;
     let info = b.info();
-    println!(
-        "{} through {}, tier {}, opened in {:.2} s",
-        info.name,
-        info.api,
-        info.tier,
-        start.elapsed().as_secs_f64()
-    );
+    let opened = start.elapsed().as_secs_f64();
+    println!("{} through {}, tier {}, opened in {opened:.2} s", info.name, info.api, info.tier);
     println!("{:?}", b.traits());
-    for section in &arguments.sections {
-        println!("-- {section}");
-        match section.as_str() {
-            "products" => products(&b, arguments.size, &arguments.tiles)?,
-            "tiers" => tiers(arguments.size)?,
-            "packed" => packed(&b, arguments.size, &arguments.tiles)?,
-            "rows" => rows(&b, arguments.size)?,
-            "small" => small(&b, arguments.tokens)?,
-            other => eprintln!("no section {other}: products, tiers, packed, rows, small"),
+    for section in if sections.is_empty() { Section::value_variants() } else { &sections } {
+        println!("-- {section:?}");
+        match section {
+            Section::Products => products(&b, size, &tiles)?,
+            Section::Tiers => tiers(size)?,
+            Section::Packed => packed(&b, size, &tiles)?,
+            Section::Rows => rows(&b, size)?,
+            Section::Small => small(&b, tokens)?,
         }
     }
     Ok(())

@@ -109,6 +109,10 @@ pub(crate) struct Pass {
 }
 
 /// Reads, computes, compares, times and writes as the options say.
+///
+/// # Errors
+/// [`Error::File`] and [`Error::Io`] for the input, [`Error::Invalid`] for a mode that does not fit its heads,
+/// [`Error::OutOfMemory`], and what the device reports.
 pub fn attend_file<B: Backend>(b: &B, options: &AttendOptions) -> Result<AttendReport> {
     let layer = Layer { extras: options.mode.extras(), ..Layer::read(b, &options.input)? };
     let source = layer.source(options)?;
@@ -167,6 +171,9 @@ pub struct HeadMap {
 }
 
 /// The attention of one head of a file, and what `options.mode` computes of it.
+///
+/// # Errors
+/// As [`attend_file`]; [`Error::Invalid`] where the file has no such head.
 pub fn head_map<B: Backend>(b: &B, options: &AttendOptions, head: usize, side: usize) -> Result<HeadMap> {
     const ROWS: usize = 4;
     let layer = Layer::read(b, &options.input)?;

@@ -22,11 +22,17 @@ impl<B: Backend> Computed<B> {
     }
 
     /// Pairs of each head. Waits for the device.
+    ///
+    /// # Errors
+    /// What the device reports.
     pub fn head_pairs(&self, b: &B) -> Result<Vec<u64>> {
         Ok(Self::all_head_pairs(b, &[self])?.concat())
     }
 
     /// The same for several layers. Waits once.
+    ///
+    /// # Errors
+    /// What the device reports.
     pub fn all_head_pairs(b: &B, layers: &[&Self]) -> Result<Vec<Vec<u64>>> {
         let groups: Vec<&Tensor<B>> = layers.iter().flat_map(|layer| &layer.pairs).collect();
         let mut counts = Tensor::all_to_u32(b, &groups)?.into_iter();
@@ -42,6 +48,9 @@ impl<B: Backend> Computed<B> {
     }
 
     /// Computed pairs over causal pairs, over all heads. Waits for the device.
+    ///
+    /// # Errors
+    /// What the device reports.
     pub fn density(&self, b: &B) -> Result<f64> {
         let pairs = self.head_pairs(b)?;
         Ok(pairs.iter().sum::<u64>() as f64 / (pairs.len() as u64 * self.causal_pairs) as f64)
@@ -53,6 +62,10 @@ impl<B: Backend> Computed<B> {
 ///
 /// Heads go in groups where the index of all would be too large (beyond 128K tokens of official budgets), each group's
 /// index being dropped before the next one's is made.
+///
+/// # Errors
+/// [`Error::Shape`] where tensors, patterns and shape do not fit together, [`Error::OutOfMemory`], and what the device
+/// reports.
 pub fn attend<B: Backend>(
     b: &B,
     patterns: &[HeadPattern],
@@ -67,6 +80,9 @@ pub fn attend<B: Backend>(
 }
 
 /// [`attend`] under options.
+///
+/// # Errors
+/// As [`attend`].
 pub fn attend_with<B: Backend>(
     b: &B,
     patterns: &[HeadPattern],
@@ -97,6 +113,9 @@ pub fn attend_with<B: Backend>(
 
 /// [`attend_with`] by given sets instead of patterns: for each head its columns and its offsets, as
 /// [`crate::estimate::from_sets`] takes them.
+///
+/// # Errors
+/// As [`crate::estimate::from_sets`] and [`attend`].
 pub fn attend_sets<B: Backend>(
     b: &B,
     [columns, offsets]: [&[Vec<u32>]; 2],
@@ -165,6 +184,9 @@ impl HeadGroup {
 
 /// Attention mass that a sparse computation keeps of the dense one, the mean over each head's rows:
 /// `exp(lse_sparse - lse_dense)`, both `[H, q_len]` in natural logarithm (the recall of Qwen2.5-1M's refinement).
+///
+/// # Errors
+/// [`Error::Shape`] where the two are not `n_heads` rows of one length.
 pub fn kept_mass(sparse: &[f32], dense: &[f32], n_heads: usize) -> Result<Vec<f64>> {
     if sparse.len() != dense.len() || n_heads == 0 || !sparse.len().is_multiple_of(n_heads) || sparse.is_empty() {
         let (expected, got) = (format!("{} values in {n_heads} heads", dense.len()), sparse.len().to_string());

@@ -19,6 +19,9 @@ const TOKENIZER: &[u8] = include_bytes!("../examples/needle/model/tokenizer.json
 const TOKENIZER_CONFIG: &[u8] = include_bytes!("../examples/needle/model/tokenizer_config.json");
 
 /// The model and its tokenizer; it has no chat template.
+///
+/// # Errors
+/// None but a lack of memory: the files are those of the build.
 pub fn needle() -> Result<Model> {
     let tokenizer = Tokenizer::from_bytes(Path::new("needle/tokenizer.json"), TOKENIZER, Some(TOKENIZER_CONFIG))?;
     Ok(Model::from_parts("needle", CONFIG, WEIGHTS)?.with_text(Ok(Text::new(tokenizer))))

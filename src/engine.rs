@@ -163,6 +163,11 @@ pub struct Engine<B: Backend> {
 
 impl<B: Backend> Engine<B> {
     /// Uploads the weights, after a check that they and a cache of `capacity` tokens fit.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a chunk that is no multiple of 64 or a capacity beyond what the model is made for,
+    /// [`Error::OutOfMemory`] with what is needed and what is there, and for damaged weights what
+    /// [`crate::weights::WeightFile`] says.
     pub fn new(backend: B, model: Model, options: EngineOptions) -> Result<Self> {
         if !options.chunk.is_multiple_of(BLOCK) {
             return Err(Error::invalid(format!("chunk: expected a multiple of {BLOCK}, found {}", options.chunk)));
@@ -265,6 +270,9 @@ impl<B: Backend> Engine<B> {
 
     /// [`Engine::prefill`] with a look at every layer's tensors. It computes the rows of the last layer that a pre-fill
     /// leaves out, because nothing reads them.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`], and what `watch` gives.
     pub fn prefill_watched(
         &mut self,
         ids: &[u32],
@@ -276,6 +284,9 @@ impl<B: Backend> Engine<B> {
     }
 
     /// [`Engine::prefill`] by the sets that `watch` gives ([`Watch::sets`]) wherever it gives some; `mode` decides elsewhere.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`], and what `watch` gives.
     pub fn prefill_with_sets(
         &mut self,
         ids: &[u32],
@@ -323,6 +334,10 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Puts one token behind what is in the cache and gives the logits after it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] before any pre-fill, where keys and values are not kept, for an id outside the vocabulary and
+    /// beyond what the model or the cache is made for; [`Error::Device`] where the logits are NaN.
     pub fn decode(&mut self, id: u32) -> Result<Vec<f32>> {
         let sequence = self.ids.len() + 1;
         if self.ids.is_empty() {
@@ -354,6 +369,9 @@ impl<B: Backend> Engine<B> {
 
     /// Draws an answer of at most `max_new` tokens, beginning with `logits` of the position before it. `on_token` is
     /// called with each token as it is drawn; one that ends the text is not.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`] and [`Engine::decode`]; [`Error::Interrupted`].
     pub fn generate(
         &mut self,
         logits: &[f32],
@@ -390,6 +408,9 @@ impl<B: Backend> Engine<B> {
 
     /// Negative log-likelihood in nats of every token of `ids` but the first, from a pre-fill of them behind nothing:
     /// `[ids.len() - 1]`. The logits are made some rows at a time.
+    ///
+    /// # Errors
+    /// As [`Engine::row_logits`].
     pub fn token_losses(
         &mut self,
         ids: &[u32],
@@ -409,6 +430,9 @@ impl<B: Backend> Engine<B> {
     /// A pre-fill of `ids` behind nothing that shows the logits of some rows: `each` is given a part of one of the
     /// ascending ranges `rows` and f32 `[part, vocab]`, at most 256 rows at a time. All of them at once would not fit: of
     /// 128K rows of 152K ids they are 80 GB. The engine is empty afterwards; [`Prefill::logits`] is, too.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`], and what `each` gives.
     pub fn row_logits(
         &mut self,
         ids: &[u32],

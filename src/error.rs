@@ -1,6 +1,7 @@
 //! The crate's one error type.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -75,12 +76,33 @@ impl Error {
         Self::Invalid(what.into())
     }
 
-    /// The status a program should exit with: 2 for input the caller can mend, 1 for everything else.
-    pub fn exit_code(&self) -> i32 {
+    /// The status a program should exit with: 2 for input the caller can mend, 130 where the user stopped it, 1 for
+    /// everything else.
+    pub fn exit_code(&self) -> u8 {
         match self {
             Self::Shape { .. } | Self::Invalid(_) | Self::File { .. } | Self::Io { .. } | Self::Unsupported(_) => 2,
             Self::OutOfMemory(_) => 2,
-            Self::Unavailable(_) | Self::Device(_) | Self::Interrupted => 1,
+            Self::Unavailable(_) | Self::Device(_) => 1,
+            Self::Interrupted => 130,
         }
+    }
+
+    /// Says it on one line of stderr, and gives the status to exit with: how a program's `main` ends.
+    pub fn report(&self) -> ExitCode {
+        eprintln!("error: {}", self.to_string().replace('\n', " "));
+        ExitCode::from(self.exit_code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_say_who_can_help() {
+        assert_eq!(Error::invalid("x").exit_code(), 2);
+        assert_eq!(Error::io("x", std::io::ErrorKind::NotFound.into()).exit_code(), 2);
+        assert_eq!(Error::Device("x".into()).exit_code(), 1);
+        assert_eq!(Error::Interrupted.exit_code(), 130);
     }
 }

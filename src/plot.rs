@@ -155,6 +155,9 @@ pub struct Curves {
 const LINES: [&str; 8] = ["#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"];
 
 /// Draws curves into a `.png` or `.svg` file. Points that a logarithmic axis cannot hold are left out.
+///
+/// # Errors
+/// [`Error::Invalid`] for another ending, [`Error::Io`].
 pub fn save_curves(path: &Path, curves: &Curves) -> Result<()> {
     let holds = |&(x, y): &(f64, f64)| x > 0.0 && y.is_finite() && (!curves.log_y || y > 0.0);
     let lines = curves.lines.iter().map(|(name, points)| (name, points.iter().copied().filter(holds).collect()));
@@ -207,6 +210,10 @@ fn decimal(x: f64) -> String {
 }
 
 /// That a picture can be written there, to be asked before long work.
+///
+/// # Errors
+/// [`Error::Invalid`] for another ending; [`Error::File`] and [`Error::Io`] for a directory that is missing or cannot
+/// be written to.
 pub fn check_place(path: &Path) -> Result<()> {
     match path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase().as_str() {
         "png" | "svg" => crate::files::check_place(path),
@@ -228,6 +235,9 @@ fn write_scene(path: &Path, scene: &Scene) -> Result<()> {
 
 /// Draws a head's attention, and beside it what an index computes of it in blue over the same, into a `.png` or `.svg` file:
 /// the form of the paper's figures. `computed` is of [`index_map`]; both have the same side.
+///
+/// # Errors
+/// [`Error::Invalid`] for another ending, [`Error::Io`].
 pub fn save_head(path: &Path, attention: &[Vec<f64>], computed: &[Vec<Option<f64>>]) -> Result<()> {
     let side = attention.len();
     // Darker by powers of two, 2^-14 of a row and less is white.

@@ -31,6 +31,9 @@ pub struct Sampler {
 
 impl Sampler {
     /// Checks the options.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a temperature below 0, and for a `top_p` that is not above 0 and at most 1.
     pub fn new(options: SamplerOptions) -> Result<Self> {
         let SamplerOptions { temperature, top_p, .. } = options;
         if !(temperature >= 0.0 && temperature.is_finite()) {

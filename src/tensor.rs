@@ -1,4 +1,8 @@
 //! Owned device tensors and borrowed views of their rows.
+//!
+//! What makes, writes or reads a tensor fails with [`Error::Shape`] where the values do not fill it, with
+//! [`Error::Invalid`] for an element type that the call does not take, and with what the backend reports
+//! ([`Error::OutOfMemory`], [`Error::Device`]).
 
 use crate::backend::{Backend, Slice, SliceMut};
 use crate::{DType, Error, Result};

@@ -28,12 +28,18 @@ impl Text {
     }
 
     /// Of a Hugging Face directory.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_dir`].
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let chat = ChatTemplate::from_dir(dir).map_err(|e| e.to_string());
         Ok(Self { tokenizer: Tokenizer::from_dir(dir)?, chat })
     }
 
     /// Of a GGUF file's metadata.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_gguf`].
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let chat = ChatTemplate::from_gguf(gguf).map_err(|e| e.to_string());
         Ok(Self { tokenizer: Tokenizer::from_gguf(gguf)?, chat })
@@ -48,6 +54,9 @@ impl Text {
     }
 
     /// Tokens of a plain text, with the model's begin token where it wants one.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.tokenizer.encode(text, true)
     }

@@ -529,7 +529,7 @@ fn models_with_missing_files_are_refused() {
         refused(&["run", "--model", text(model), "--device", "cpu", "--prompt", "x", "-q"], says);
     };
     go(&dir.path().join("nothing-here"), &["nothing-here"]);
-    refused(&["run", "--model", "some-org/some-model", "--prompt", "x"], &["some-org/some-model", "not built yet"]);
+    refused(&["run", "--model", "some-org/some-model", "--prompt", "x"], &["some-org/some-model", "hf download"]);
     for (file, says) in
         [("config.json", "config.json"), ("tokenizer.json", "tokenizer.json"), ("model.safetensors", "safetensors")]
     {

@@ -4,7 +4,7 @@
 
 mod program;
 
-use program::{json_of, refused, text};
+use program::{json_of, refused, run, stderr, text};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -83,7 +83,8 @@ fn places_that_cannot_be_written_are_refused_before_work_begins() {
 #[test]
 fn numbers_beyond_reason_are_refused_at_once() {
     let search = ["search", "--model", "needle", "--device", "cpu", "--output", "never-written.json"];
-    refused(&[&search[..], &["--length", "99999999999"]].concat(), &["--length", "at most 1048576", "99999999999"]);
+    refused(&[&search[..], &["--length", "99999999999"]].concat(), &["--length", "1 to 16777216", "99999999999"]);
+    refused(&[&search[..], &["--length", "2048K"]].concat(), &["--length", "at most 1048576", "2097152"]);
     let eval = ["eval", "needle", "--model", "needle", "--device", "cpu", "--lengths", "1K"];
     for flag in ["--depths", "--samples", "--rounds"] {
         refused(&[&eval[..], &[flag, "99999999"]].concat(), &[flag, "1 to 100000", "99999999"]);
@@ -114,6 +115,17 @@ fn flags_that_have_nothing_to_work_on_are_refused() {
         &[&RUN[..], &["--prompt", "It", "--attention", "skip_softmax:9"]].concat(),
         &["skip_softmax:FACTOR+PATTERN"],
     );
+}
+
+#[test]
+fn an_input_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("qkv.safetensors");
+    std::fs::write(&file, "what a user has").unwrap();
+    for flag in ["--output", "--index-out"] {
+        let args = ["attend", "--input", text(&file), "--pattern", "dense", flag, text(&file)];
+        refused(&args, &["qkv.safetensors", "another file than --input"]);
+    }
 }
 
 /// Logits beside questions are written, and a link that a result goes to stays one.
@@ -215,4 +227,59 @@ fn a_search_goes_on_only_from_its_own_part() {
     json_of(&[&args[..], &["--json"]].concat());
     assert!(output.exists() && !partial.exists());
     refused(&[&args[..args.len() - 1], &[text(&partial)]].concat(), &["p.partial", "expected another ending"]);
+}
+
+#[test]
+fn what_is_not_there_is_told_with_what_to_do() {
+    let prompt = ["--device", "cpu", "--prompt", "It was", "-q"];
+    let model = |name: &str, says: &[&str]| refused(&[&["run", "--model", name], &prompt[..]].concat(), says);
+    model("org/name", &["org/name", "found nothing", "hf download"]);
+    model("llama-3-8b-1m", &["found nothing", "--random-weights"]);
+    for name in ["/nowhere", "./nowhere", "a/b/c"] {
+        let output = run(&[&["run", "--model", name], &prompt[..]].concat());
+        let error = stderr(&output);
+        assert!(error.ends_with("found nothing\n") && output.status.code() == Some(2), "{error}");
+    }
+    refused(&RUN, &["--prompt", "--prompt-file", "--token-ids", "--prompt-tokens"]);
+    let spelt =
+        |text: &str, says: &[&str]| refused(&[&RUN[..], &["--prompt", "It", "--attention", text]].concat(), says);
+    spelt("vertical-slash:10:20", &["\"vertical-slash:10:20\"", "did you mean vertical_slash:V:S?"]);
+    spelt("Dense", &["did you mean dense?"]);
+    spelt("slash:3", &["unknown pattern", "config:FILE"]);
+}
+
+/// A table of nothing with status 0 would be taken for a result.
+#[test]
+fn an_evaluation_of_nothing_is_an_error() {
+    let eval = ["eval", "--model", "needle", "--device", "cpu", "-q"];
+    refused(
+        &[&eval[..], &["needle", "--lengths", "12"]].concat(),
+        &["a prompt of 4 tokens is too short", "alone take"],
+    );
+    refused(&[&eval[..], &["ruler", "--lengths", "1K", "--tasks", "qa_1"]].concat(), &["needs SQuAD"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("notes.jsonl");
+    std::fs::write(&file, "{}\n").unwrap();
+    let tasks = ["infinitebench", "--lengths", "1K", "--tasks", "kv_retrieval", "--data", text(&file)];
+    refused(&[&eval[..], &tasks].concat(), &["notes.jsonl", "name of a task", "kv_retrieval"]);
+}
+
+/// On the first Ctrl-C a user must see that it was heard: the layer at work may take minutes.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_is_acknowledged_and_a_second_one_ends_at_once() {
+    use std::io::BufRead;
+    let mut child = program::program()
+        .args(["run", "--model", "needle", "--device", "cpu", "--prompt-tokens", "400000", "--max-new-tokens", "0"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.next().unwrap().starts_with("device: cpu"));
+    let interrupt = |id: u32| std::process::Command::new("kill").args(["-INT", &id.to_string()]).status().unwrap();
+    assert!(interrupt(child.id()).success());
+    assert!(lines.next().unwrap().contains("Ctrl-C again stops at once"));
+    assert!(interrupt(child.id()).success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }

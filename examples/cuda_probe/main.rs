@@ -14,6 +14,7 @@ mod checks;
 mod layer;
 mod timing;
 
+use clap::Parser;
 use minference::backend::Backend;
 use minference::backend::cuda::{AttentionKernel, Cuda, CudaOptions};
 use minference::{DType, Error, Result};
@@ -34,15 +35,28 @@ struct Section {
     run: Run,
 }
 
-/// The command line.
-#[derive(Clone, Default)]
+/// Checks and times the CUDA backend on the device found, section by section.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cuda_probe")]
 pub struct Arguments {
+    /// Only sections whose names begin so.
+    #[arg(long, value_name = "SECTION,..", value_delimiter = ',')]
     only: Vec<String>,
+    /// Tokens of what is timed.
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [8192, 32768, 131072])]
     lengths: Vec<usize>,
+    /// Only the attention rows whose name has this text.
+    #[arg(long, value_name = "TEXT", default_value = "")]
     what: String,
-    child: Option<String>,
+    /// Writes all lines there.
+    #[arg(long, value_name = "FILE")]
     json: Option<String>,
+    /// Names the sections.
+    #[arg(long)]
     list: bool,
+    /// The section that this process is for.
+    #[arg(long, hide = true)]
+    child: Option<String>,
 }
 
 /// Every variant that is checked and timed.
@@ -85,36 +99,11 @@ fn sections() -> Vec<Section> {
 }
 
 fn main() -> ExitCode {
-    match arguments().and_then(|a| run(&a)) {
+    match run(&Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
-        Err(e) => {
-            eprintln!("cuda_probe: {e}");
-            ExitCode::from(e.exit_code() as u8)
-        }
+        Err(e) => e.report(),
     }
-}
-
-fn arguments() -> Result<Arguments> {
-    let mut a = Arguments { lengths: vec![8192, 32768, 131072], ..Arguments::default() };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| Error::invalid(format!("{word} needs a value")));
-        let list = |text: String| text.split(',').map(str::to_string).collect::<Vec<_>>();
-        match word.as_str() {
-            "--only" => a.only = list(value()?),
-            "--lengths" => {
-                let number = |n: String| n.parse().map_err(|_| Error::invalid(format!("--lengths: {n} is no number")));
-                a.lengths = list(value()?).into_iter().map(number).collect::<Result<_>>()?;
-            }
-            "--what" => a.what = value()?,
-            "--json" => a.json = Some(value()?),
-            "--child" => a.child = Some(value()?),
-            "--list" => a.list = true,
-            other => return Err(Error::invalid(format!("unknown option {other}"))),
-        }
-    }
-    Ok(a)
 }
 
 /// Whether every section ended well.

@@ -17,7 +17,7 @@ use minference::attention::HeadGroup;
 use minference::backend::Backend;
 use minference::cli::console::{self, Console};
 use minference::cli::device::{DeviceArgs, DeviceTask, with_device};
-use minference::cli::{fail, mode::attention_mode, run::open_model, usage};
+use minference::cli::{mode::attention_mode, run::open_model, usage};
 use minference::embedded::NOVEL;
 use minference::engine::{Engine, EngineOptions};
 use minference::estimate::estimate;
@@ -95,11 +95,8 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(e) => return usage(&e),
     };
-    console::catch_interrupts();
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => fail(&e),
-    }
+    console::catch_interrupts(args.console);
+    run(&args).map_or_else(|e| e.report(), |()| ExitCode::SUCCESS)
 }
 
 impl Args {
@@ -164,6 +161,10 @@ impl DeviceTask for NeedleTask<'_> {
         let mut engine = Engine::new(backend, model, options)?;
         warm_up(&mut engine, &test, &modes)?;
         let cells = cells(args, &mut engine, &test, modes.len())?;
+        // A length too short for the needle is told before anything is shown.
+        if let Some(cell) = cells.iter().min_by_key(|cell| cell.length) {
+            test.prompt(&Needle::draw(cell.seed), cell.length, cell.depth)?;
+        }
         if !console.json {
             console.print(&heading(args, &engine, &cells));
         }

@@ -162,6 +162,11 @@ pub struct IndexSlicesMut<'a, B: Backend> {
 /// A device with one in-order queue. Operations enqueue and return; only `download` and `synchronize` wait.
 ///
 /// Shapes are documented with each operation's parameters. `act` stands for [`Backend::activation`].
+///
+/// Slices have been checked ([`crate::ops`]): an operation fails with [`OutOfMemory`](crate::Error::OutOfMemory) for want of
+/// scratch memory, with [`Device`](crate::Error::Device) where the device failed or was lost (at this call or, since work is
+/// only enqueued, at a later one), and with [`Unsupported`](crate::Error::Unsupported) for an element type or a size that
+/// the backend has no kernel for.
 pub trait Backend: Sized + Send + Sync + 'static {
     /// Device memory.
     type Buffer: Send + Sync;

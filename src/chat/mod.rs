@@ -67,6 +67,9 @@ impl ChatTemplate {
 
     /// The template of a model: of a `.gguf` file, or of a directory, whose own files go before that of a `.gguf` file in
     /// it. `None` where there is none.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`], and for files that cannot be read.
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let before = ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"];
         match crate::tokenizer::gguf_of(path, &before)? {
@@ -77,6 +80,9 @@ impl ChatTemplate {
 
     /// The template of a Hugging Face directory: `chat_template.jinja`, or else `chat_template` in
     /// `tokenizer_config.json` (a text, or a list of named ones) or in `chat_template.json`. `None` where there is none.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`], and for files that cannot be read.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>> {
         let config_path = dir.join("tokenizer_config.json");
         let config: Value = match read(&config_path)? {
@@ -104,6 +110,9 @@ impl ChatTemplate {
     }
 
     /// From the text of a `tokenizer_config.json`, such as one built into the program.
+    ///
+    /// # Errors
+    /// [`Error::File`] where the text is not JSON; as [`ChatTemplate::new`].
     pub fn from_tokenizer_config(path: &Path, text: &str) -> Result<Option<Self>> {
         let config: Value = parse_json(path, text)?;
         let token = |key: &str| config[key].as_str().or(config[key]["content"].as_str()).unwrap_or_default();
@@ -113,6 +122,9 @@ impl ChatTemplate {
 
     /// The template in a GGUF's metadata (`tokenizer.chat_template`, and named ones beneath that key). `None` where
     /// there is none.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`]; [`Error::File`] where the metadata has another type.
     pub fn from_gguf(gguf: &Gguf) -> Result<Option<Self>> {
         const KEY: &str = "tokenizer.chat_template";
         let mut sources = BTreeMap::new();
@@ -168,6 +180,9 @@ impl ChatTemplate {
 
     /// As [`ChatTemplate::render`], for messages of any form and with further variables: `tools`, `enable_thinking`,
     /// `documents`, whatever the template knows.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
     pub fn render_with(
         &self,
         messages: &Value,

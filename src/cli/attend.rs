@@ -77,6 +77,9 @@ impl DeviceTask for AttendTask {
 pub fn attend(args: &AttendArgs, console: &Console) -> Result<()> {
     for path in [&args.output, &args.index_out].into_iter().flatten() {
         files::check_place(path)?;
+        if path.canonicalize().is_ok_and(|place| args.input.canonicalize().is_ok_and(|input| input == place)) {
+            return Err(Error::file(path, "expected another file than --input to write, found the same"));
+        }
     }
     let mode = match &args.pattern {
         Some(text) => args.budget.apply(attention_mode(text, args.patterns.as_deref(), None)?)?,

@@ -254,37 +254,45 @@ fn tell_kernels<B: Backend>(b: &B, head_dim: usize, console: &Console) {
     }
 }
 
-fn prefill(args: &PrefillArgs, console: &Console) -> Result<Vec<Row>> {
-    let embedded = !Path::new(&args.model).exists() && presets::names().any(|name| name == args.model);
-    let open = || -> Result<(Model, Vec<AttentionMode>)> {
-        let weight_type = args.weight_type.as_deref().or(embedded.then_some("f16"));
-        let random = RandomArgs::of(weight_type, args.layers);
+impl PrefillArgs {
+    /// The type of made-up weights, if they are to be made up.
+    fn made_up(&self) -> Option<&str> {
+        let embedded = || !Path::new(&self.model).exists() && presets::names().any(|name| name == self.model);
+        self.weight_type.as_deref().or_else(|| embedded().then_some("f16"))
+    }
+
+    /// The model and the modes behind dense, cut to `--layers`.
+    fn open(&self) -> Result<(Model, Vec<AttentionMode>)> {
+        let random = RandomArgs::of(self.made_up(), self.layers);
         let mut model = match random.weight_type()? {
-            Some(dtype) => random.open(&args.model, dtype, 0)?,
-            None if args.layers.is_some() => {
+            Some(dtype) => random.open(&self.model, dtype, 0)?,
+            None if self.layers.is_some() => {
                 return Err(Error::invalid("--layers goes with random weights: name a --weight-type"));
             }
-            None => open_model(&args.model)?,
+            None => open_model(&self.model)?,
         };
-        let modes = args.attention.iter().map(|text| {
-            let patterns = args.patterns.as_deref().filter(|_| text == "config");
+        let modes = self.attention.iter().map(|text| {
+            let patterns = self.patterns.as_deref().filter(|_| text == "config");
             attention_mode(text, patterns, Some(&model))
         });
         let mut modes = modes.collect::<Result<Vec<_>>>()?;
         modes.iter_mut().for_each(|mode| random.cut(&mut model, mode));
-        modes = modes.into_iter().map(|mode| args.extras.apply(mode)).collect();
+        modes = modes.into_iter().map(|mode| self.extras.apply(mode)).collect();
         random.cut(&mut model, &mut AttentionMode::Uniform(HeadPattern::Dense));
         modes.iter().try_for_each(|mode| mode.check_model(model.config.n_layers, model.config.n_heads))?;
         Ok((model, modes))
-    };
-    let (model, modes) = open()?;
+    }
+}
+
+fn prefill(args: &PrefillArgs, console: &Console) -> Result<Vec<Row>> {
+    let (model, modes) = args.open()?;
     let bench = PrefillBench {
         lengths: args.lengths.clone(),
         depth: args.depth,
         modes,
         sets: args.index,
         repeat: args.repeat as usize,
-        weight_type: args.weight_type.clone().unwrap_or_else(|| if embedded { "f16" } else { "checkpoint" }.into()),
+        weight_type: args.made_up().unwrap_or("checkpoint").into(),
         options: EngineOptions {
             chunk: args.chunk,
             kv: args.kv,
@@ -310,7 +318,7 @@ fn prefill(args: &PrefillArgs, console: &Console) -> Result<Vec<Row>> {
     on_each(&args.common, console, &absent, || {
         let model = match first.take() {
             Some(model) => model,
-            None => open()?.0,
+            None => args.open()?.0,
         };
         Ok(PrefillTask { model, bench: &bench, console })
     })

@@ -95,13 +95,14 @@ const BAR: &str = "{msg:<28} [{bar:30}] {percent:>3}%  {elapsed} elapsed, {eta} 
 /// Set by Ctrl-C; long work looks at it between steps.
 static INTERRUPT: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// Makes Ctrl-C ask for an orderly end, and a second one end at once.
-pub fn catch_interrupts() {
+/// Makes Ctrl-C ask for an orderly end, which may take as long as a layer of a long prompt, and a second one end at once.
+pub fn catch_interrupts(console: Console) {
     // Fails only where a handler exists already (a program that embeds this one): then that one decides.
-    let _ = ctrlc::set_handler(|| {
+    let _ = ctrlc::set_handler(move || {
         if INTERRUPT.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
+        console.note("stopping after the layer or step at work; Ctrl-C again stops at once");
     });
 }
 

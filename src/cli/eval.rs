@@ -143,14 +143,18 @@ pub struct EvalArgs {
 }
 
 /// `4096`, or `4K`.
-fn length(text: &str) -> std::result::Result<usize, String> {
+pub(super) fn length(text: &str) -> std::result::Result<usize, String> {
     let (digits, factor) = match text.strip_suffix(['k', 'K']) {
         Some(digits) => (digits, 1024),
         None => (text, 1),
     };
-    let number = digits.parse::<usize>().ok().and_then(|n| n.checked_mul(factor)).filter(|n| (1..1 << 24).contains(n));
-    number.ok_or_else(|| format!("expected tokens as 4096 or 4K, found {text:?}"))
+    let number =
+        digits.parse::<usize>().ok().and_then(|n| n.checked_mul(factor)).filter(|n| (1..=MOST_TOKENS).contains(n));
+    number.ok_or_else(|| format!("expected 1 to {MOST_TOKENS} tokens, as 4096 or 4K, found {text:?}"))
 }
+
+/// Longest prompt that can be asked for.
+const MOST_TOKENS: usize = 1 << 24;
 
 /// Most depths, samples and rounds: more would take years, and memory to list them.
 const MOST: usize = 100_000;
@@ -355,7 +359,12 @@ impl<B: Backend> Work<'_, B> {
         });
         bar.finish_and_clear();
         // Rows of earlier runs at other lengths or in other modes are shown, too.
-        ended.and(self.show())
+        let shown = self.show();
+        ended.and(shown)?;
+        match (self.journal.rows().is_empty(), self.journal.skipped().next()) {
+            (true, Some(skip)) => Err(Error::invalid(format!("nothing could be measured: {}", skip.why))),
+            _ => Ok(()),
+        }
     }
 
     fn show(&self) -> Result<()> {
@@ -366,7 +375,7 @@ impl<B: Backend> Work<'_, B> {
                 .map_err(|e| Error::invalid(format!("results as JSON: {e}")))?;
             all["summary"] = report.json();
             console.print_json(&all);
-        } else {
+        } else if !journal.rows().is_empty() {
             console.print(&report.text(console.colours()));
         }
         for skip in journal.skipped() {
@@ -383,7 +392,7 @@ impl<B: Backend> Work<'_, B> {
             console.note(&format!("wrote {}", path.display()));
         }
         if let Some(path) = &args.out {
-            console.note(&format!("{} results in {}", journal.rows().len(), path.display()));
+            console.note(&format!("{} holds {} of {} results", path.display(), journal.saved(), journal.rows().len()));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ mod random;
 pub mod run;
 mod search;
 
-use crate::{Error, Result};
+use crate::Result;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use console::Console;
@@ -78,11 +78,8 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
-    console::catch_interrupts();
-    match dispatch(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => fail(&e),
-    }
+    console::catch_interrupts(cli.console);
+    dispatch(cli).map_or_else(|e| e.report(), |()| ExitCode::SUCCESS)
 }
 
 fn dispatch(cli: Cli) -> Result<()> {
@@ -97,15 +94,6 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Bench(args) => bench::bench(&args, &console),
         Command::Patterns(args) => patterns::patterns(&args, &console),
     }
-}
-
-/// One line on stderr and the status.
-pub fn fail(error: &Error) -> ExitCode {
-    eprintln!("error: {}", error.to_string().replace('\n', " "));
-    ExitCode::from(match error {
-        Error::Interrupted => 130,
-        e => e.exit_code() as u8,
-    })
 }
 
 /// Help and version as clap writes them; anything else on one line, as all our errors are.

@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::backend::traced::{Timing, Traced};
 use crate::engine::{Answer, Engine, EngineOptions, Prefill, StopReason};
 use crate::insight::Insight;
-use crate::model::{KvPlace, KvType, Model};
+use crate::model::{KvPlace, KvType, Model, presets};
 use crate::pattern::AttentionMode;
 use crate::sample::{self, Sampler, SamplerOptions};
 use crate::tensor_file::{TensorOut, write_tensors};
@@ -37,7 +37,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub model: String,
     /// The prompt.
-    #[arg(long, value_name = "TEXT", group = "input", required_unless_present_any = ["prompt_file", "token_ids", "prompt_tokens", "kv_in"])]
+    #[arg(long, value_name = "TEXT", group = "input")]
     pub prompt: Option<String>,
     /// The prompt from a UTF-8 file; `-` is standard input.
     #[arg(long, value_name = "FILE", group = "input")]
@@ -130,13 +130,24 @@ pub fn open_model(name: &str) -> Result<Model> {
     }
     let path = Path::new(name);
     if !path.exists() {
-        let hub =
-            "; names of the Hugging Face hub are not built yet: download it first (`hf download NAME --local-dir DIR`)";
-        let hint = if name.split('/').count() == 2 { hub } else { "" };
+        let hint = match name.split_once('/') {
+            Some(("" | "." | "..", _)) => "",
+            // ORG/NAME, or a directory that is not there.
+            Some((_, model)) if !model.contains('/') => {
+                "; a model of the Hugging Face hub is to be downloaded first (`hf download NAME --local-dir DIR`)"
+            }
+            None if presets::names().any(|preset| preset == name) => {
+                "; as an embedded config it needs --random-weights"
+            }
+            _ => "",
+        };
         return Err(Error::file(path, format!("expected a directory, a .gguf file or `needle`, found nothing{hint}")));
     }
     Model::open(path)
 }
+
+/// What a run without a prompt is told.
+const NO_PROMPT: &str = "expected --prompt, --prompt-file, --token-ids, --prompt-tokens or --kv-in, found none";
 
 /// Most tokens of an answer: more than any model has positions for.
 const MOST_NEW_TOKENS: usize = 1 << 31;
@@ -154,6 +165,9 @@ impl RunArgs {
 
     /// Refuses flags that do not go together, and places that cannot be written, before any work.
     fn check(&self) -> Result<()> {
+        if !self.has_prompt() && self.kv_in.is_none() {
+            return Err(Error::invalid(NO_PROMPT));
+        }
         if self.kv_type != KvType::F16 && (self.kv_in.is_some() || self.kv_out.is_some()) {
             return Err(Error::Unsupported("--kv-in and --kv-out with --kv-type q8_0".into()));
         }
@@ -237,9 +251,7 @@ fn prompt_ids(args: &RunArgs, model: &Model) -> Result<Vec<u32>> {
     let (source, text) = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => ("--prompt".to_string(), text.clone()),
         (None, Some(path)) => (path.display().to_string(), read_prompt(path)?),
-        (None, None) => {
-            return Err(Error::invalid("expected --prompt, --prompt-file, --token-ids or --prompt-tokens, found none"));
-        }
+        (None, None) => return Err(Error::invalid(NO_PROMPT)),
     };
     if text.trim().is_empty() {
         let found = if text.is_empty() { "nothing" } else { "only white space" };

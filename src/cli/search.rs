@@ -2,6 +2,7 @@
 
 use super::console::{self, Console, escape, table};
 use super::device::{DeviceArgs, DeviceTask, with_device};
+use super::eval;
 use super::prompt::read_prompt;
 use super::run::open_model;
 use crate::backend::Backend;
@@ -35,8 +36,9 @@ pub struct SearchArgs {
     /// A text to calibrate on; repeat it for several. Without any: a list of keys and values, and a question for one.
     #[arg(long, value_name = "FILE")]
     pub prompt_file: Vec<PathBuf>,
-    /// Tokens of each prompt: a longer one is cut in its middle. 0 takes files whole, and 30000 tokens of keys and values.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Tokens of each prompt, as 8192 or 8K: a longer one is cut in its middle. 0 takes files whole, and 30000 tokens of keys
+    /// and values.
+    #[arg(long, value_name = "N", default_value = "0", value_parser = length)]
     pub length: usize,
     /// How patterns of one cost are compared: by the error of the head's output, or by recall (for very long prompts).
     #[arg(long, value_name = "output|recall", default_value = "output")]
@@ -63,6 +65,11 @@ pub struct SearchArgs {
     /// Where to compute.
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// 0, or as `eval` takes lengths.
+fn length(text: &str) -> std::result::Result<usize, String> {
+    if text == "0" { Ok(0) } else { eval::length(text) }
 }
 
 /// How the name of the file ends that a search keeps beside its output until it is done.

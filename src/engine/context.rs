@@ -32,6 +32,10 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Writes the tokens in the cache with their keys and values.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where no keys and values are kept, [`Error::Unsupported`] where they are packed,
+    /// [`Error::Io`].
     pub fn save_context(&self, path: impl AsRef<Path>) -> Result<()> {
         let Some(cache) = self.cache.as_ref().filter(|c| !c.is_empty() && c.place() != KvPlace::None) else {
             return Err(Error::invalid("context: no keys and values are kept to save"));
@@ -59,6 +63,11 @@ impl<B: Backend> Engine<B> {
 
     /// Reads what [`Self::save_context`] wrote, in place of what is in the cache, with room for `room` more tokens. Gives
     /// the number of tokens.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file of another model, device type or shape, [`Error::Invalid`] for more tokens than the
+    /// model or the cache is made for, [`Error::Unsupported`] where keys and values are packed. The cache may be left
+    /// empty.
     pub fn load_context(&mut self, path: impl AsRef<Path>, room: usize) -> Result<usize> {
         let path = path.as_ref();
         if self.options.kv == KvPlace::None {

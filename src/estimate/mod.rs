@@ -21,10 +21,11 @@
 //!
 //! **Threshold** is FlashPrefill's selection (arXiv 2603.06199) without its scoring: key blocks that weigh at least `alpha`
 //! times the heaviest of their row, by the softmax of block means, and always the first block and four up to the row
-//! block's own. **Tri-shape** is TriangleMix's mask (arXiv 2507.21526) by row blocks; with chunked pre-fill the last queries
-//! are those of each chunk.
+//! block's own; row blocks that hold one of the `n_last` last queries of a prompt are dense. It is what automatic heads are
+//! on long prompts ([`HeadPattern::AUTO`]). **Tri-shape** is TriangleMix's mask (arXiv 2507.21526) by row blocks. Of a prompt
+//! in chunks only the last chunk has last queries ([`AttentionOptions::more_follows`]).
 //!
-//! **Recall**, which automatic heads are on long prompts: FlashPrefill's selection (arXiv 2603.06199), key blocks whose mean
+//! **Recall**: FlashPrefill's selection (arXiv 2603.06199), key blocks whose mean
 //! weighs at least a threshold times the heaviest's, with a threshold fitted to each head on each prompt: the largest whose
 //! blocks hold the floor of what the last 64 queries really attend to. So heads that block means describe well and that
 //! are sparse compute little, and the others what the floor asks, up to everything.
@@ -66,6 +67,10 @@ use vertical_slash::Scores;
 ///
 /// For as many heads at a time as [`head_groups`] says: with more, the ranges of very scattered diagonals may not find
 /// room, and the row blocks concerned become dense.
+///
+/// # Errors
+/// [`Error::Shape`] where tensors, patterns and shape do not fit together, [`Error::OutOfMemory`], and what the device
+/// reports.
 pub fn estimate<B: Backend>(
     b: &B,
     patterns: &[HeadPattern],
@@ -100,6 +105,9 @@ impl Default for AttentionOptions {
 }
 
 /// [`estimate`] under options.
+///
+/// # Errors
+/// As [`estimate`].
 pub fn estimate_with<B: Backend>(
     b: &B,
     patterns: &[HeadPattern],
@@ -130,6 +138,9 @@ pub struct Chosen<B: Backend> {
 }
 
 /// Scores and selects: the part of [`estimate`] that reads q and k.
+///
+/// # Errors
+/// As [`estimate`].
 pub fn choose<B: Backend>(
     b: &B,
     patterns: &[HeadPattern],
@@ -141,6 +152,9 @@ pub fn choose<B: Backend>(
 }
 
 /// The part of [`estimate_with`] that reads q and k.
+///
+/// # Errors
+/// As [`estimate`].
 pub fn choose_with<B: Backend>(
     b: &B,
     patterns: &[HeadPattern],
@@ -179,6 +193,10 @@ pub fn choose_with<B: Backend>(
 /// The index of given sets instead of estimated ones, by the official conversion: for each head its key columns and its
 /// offsets (query - key), in any order. Each head needs an offset below `q_start + 64`, or its first row block would be
 /// empty; offset 0 may be absent.
+///
+/// # Errors
+/// [`Error::Invalid`] for another number of lists than heads, a value outside the keys or given twice, and a head whose
+/// first row block would be empty; as [`estimate`].
 pub fn from_sets<B: Backend>(
     b: &B,
     columns: &[Vec<u32>],
@@ -189,6 +207,9 @@ pub fn from_sets<B: Backend>(
 }
 
 /// [`from_sets`], but with one dense range in row blocks whose sets cover more than `dense_above` 256ths of the pairs.
+///
+/// # Errors
+/// As [`from_sets`].
 pub fn from_sets_or_dense<B: Backend>(
     b: &B,
     columns: &[Vec<u32>],
@@ -231,6 +252,9 @@ impl<B: Backend> Chosen<B> {
     }
 
     /// Ranges, keep masks, windows and pair counts.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], and what the device reports.
     pub fn build(self, b: &B) -> Result<SparseIndex<B>> {
         let mut index = SparseIndex::with_columns(b, self.layout, self.columns)?;
         let choice = ops::Choice {
@@ -245,11 +269,17 @@ impl<B: Backend> Chosen<B> {
     }
 
     /// Chosen key columns of each vertical-slash head, ascending; empty for the others. Waits for the device.
+    ///
+    /// # Errors
+    /// What the device reports.
     pub fn columns(&self, b: &B) -> Result<Vec<Vec<u32>>> {
         self.lists(b, &self.columns, |head| head.a)
     }
 
     /// Chosen offsets of each vertical-slash head, ascending; empty for the others. Waits for the device.
+    ///
+    /// # Errors
+    /// What the device reports.
     pub fn offsets(&self, b: &B) -> Result<Vec<Vec<u32>>> {
         self.lists(b, &self.offsets, |head| head.b)
     }

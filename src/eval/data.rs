@@ -1,9 +1,11 @@
-//! What a user gives with `--data`: texts, question sets, InfiniteBench's files.
+//! What a user gives with `--data`: texts, question sets, InfiniteBench's files. Told apart by their endings, `.json` by its
+//! content, `.jsonl` by its name, which is that of its task.
 
-use crate::fnv::fnv;
-use crate::{Error, Result};
+use crate::fnv::Fnv;
+use crate::{Error, Result, files};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A set of questions with the documents that answer them.
@@ -47,7 +49,8 @@ impl Data {
     /// Reads files and directories, each by its ending and content.
     ///
     /// # Errors
-    /// [`Error::File`] for a JSON file of another form, and for a text that is no UTF-8.
+    /// [`Error::File`] for a JSON file of another form, for a second file of one kind or task, and for a text that is no
+    /// UTF-8.
     pub fn read(paths: &[PathBuf]) -> Result<Self> {
         let mut data = Self::default();
         for path in paths {
@@ -75,31 +78,56 @@ impl Data {
     fn add(&mut self, path: &Path) -> Result<()> {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if ending(path) == "jsonl" {
-            let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-            self.fingerprint = self.fingerprint.rotate_left(1) ^ fnv(format!("{name} {size}").as_bytes());
-            self.jsonl.insert(name, path.to_path_buf());
-            return Ok(());
+            self.note(content(path, Fnv::new().add(name.as_bytes()))?);
+            return match self.jsonl.insert(name, path.to_path_buf()) {
+                Some(other) => {
+                    Err(Error::file(path, format!("a second file of its task: {} is there", other.display())))
+                }
+                None => Ok(()),
+            };
         }
-        let bytes = crate::files::read(path)?;
-        self.fingerprint = self.fingerprint.rotate_left(1) ^ fnv(&bytes);
+        let bytes = files::read(path)?;
+        self.note(Fnv::new().add(&bytes));
         if ending(path) == "json" {
-            let json: Value = serde_json::from_slice(&bytes).map_err(|e| Error::file(path, e.to_string()))?;
-            let form = "expected SQuAD (an object with `data`) or HotpotQA (a list with `question` and `context`)";
-            if json["data"].is_array() {
-                self.squad = Some(squad(&json));
-            } else if json[0]["context"].is_array() {
-                self.hotpot = Some(hotpot(&json));
-            } else {
-                return Err(Error::file(path, form));
-            }
-            let mut found = [&self.squad, &self.hotpot].into_iter().flatten();
-            if found.any(|set| set.questions.is_empty()) {
-                return Err(Error::file(path, "expected questions with answers, found none"));
-            }
-            return Ok(());
+            return self.add_questions(path, &bytes);
         }
-        self.texts.push((name, crate::files::utf8(path, bytes)?));
+        self.texts.push((name, files::utf8(path, bytes)?));
         Ok(())
+    }
+
+    fn add_questions(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let json: Value = serde_json::from_slice(bytes).map_err(|e| Error::file(path, e.to_string()))?;
+        let (kind, set, place) = if json["data"].is_array() {
+            ("SQuAD", squad(&json), &mut self.squad)
+        } else if json[0]["context"].is_array() {
+            ("HotpotQA", hotpot(&json), &mut self.hotpot)
+        } else {
+            let form = "expected SQuAD (an object with `data`) or HotpotQA (a list with `question` and `context`)";
+            return Err(Error::file(path, form));
+        };
+        if set.questions.is_empty() {
+            return Err(Error::file(path, "expected questions with answers, found none"));
+        }
+        match place.replace(set) {
+            Some(_) => Err(Error::file(path, format!("a second {kind} file: expected one"))),
+            None => Ok(()),
+        }
+    }
+
+    fn note(&mut self, read: Fnv) {
+        self.fingerprint = self.fingerprint.rotate_left(1) ^ read.finish();
+    }
+}
+
+/// `print` with a file's bytes added, which need not fit into memory together.
+fn content(path: &Path, mut print: Fnv) -> Result<Fnv> {
+    let mut file = files::open(path)?;
+    let mut part = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut part).map_err(|e| Error::io(path, e))? {
+            0 => return Ok(print),
+            n => print = print.add(&part[..n]),
+        }
     }
 }
 
@@ -235,7 +263,18 @@ pub(super) mod tests {
         let data = Data::read(&[dir.path().to_path_buf()]).unwrap();
         assert_eq!(data.texts, [("book".to_string(), "It was late.".to_string())]);
         assert!(data.squad.is_some() && data.hotpot.is_some() && data.jsonl.contains_key("passkey"));
-        assert_ne!(data.fingerprint(), 0);
+        let before = data.fingerprint();
+        // As long as before, and other data.
+        write("passkey.jsonl", "[]\n");
+        assert_ne!(Data::read(&[dir.path().to_path_buf()]).unwrap().fingerprint(), before);
+        let second = |name: &str, text: &str| {
+            let other = tempfile::tempdir().unwrap();
+            let path = other.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            Data::read(&[dir.path().to_path_buf(), path]).err().unwrap().to_string()
+        };
+        assert!(second("passkey.jsonl", "{}").contains("a second file of its task"));
+        assert!(second("more.json", &squad_json(1).to_string()).contains("a second SQuAD file"));
         write("squad.json", "{\"version\": 1}");
         let error = Data::read(&[dir.path().to_path_buf()]).err().unwrap().to_string();
         assert!(error.contains("squad.json: expected SQuAD"), "{error}");

@@ -68,6 +68,9 @@ impl InfiniteBench {
         seed: u64,
     ) -> Result<Self> {
         super::known(&tasks, &TASKS)?;
+        if let Some((_, path)) = data.jsonl.iter().find(|(name, _)| !TASKS.contains(&name.as_str())) {
+            return Err(Error::file(path, format!("expected the name of a task, one of {}", TASKS.join(", "))));
+        }
         let mut files = BTreeMap::new();
         for task in &tasks {
             if let Some(path) = data.jsonl.get(task) {
@@ -152,7 +155,12 @@ fn lines(path: &Path, most: usize) -> Result<Vec<Value>> {
     let line = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| Error::file(path, format!("line {}: {e}", i + 1)))
     };
-    text.lines().filter(|line| !line.trim().is_empty()).take(most).enumerate().map(line).collect()
+    let numbered = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let records: Vec<Value> = numbered.take(most).map(line).collect::<Result<_>>()?;
+    match records.is_empty() {
+        true => Err(Error::file(path, "expected a JSON object on each line, found none")),
+        false => Ok(records),
+    }
 }
 
 /// Metric, and tokens of an answer as the paper's experiments allow them.
@@ -347,5 +355,15 @@ mod tests {
         assert!(words.starts_with("Read the book") && words.contains("Who?"), "{words}");
         let missing: Vec<_> = bench.missing().into_iter().map(|skip| skip.task).collect();
         assert_eq!(missing, ["code_debug"]);
+        let refused = |name: &str, text: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join(name), text).unwrap();
+            let data = Data::read(&[dir.path().to_path_buf()]).unwrap();
+            let tasks = vec!["code_debug".to_string()];
+            InfiniteBench::new(form().text().clone(), &data, tasks, vec![4096], 3, 42).err().unwrap().to_string()
+        };
+        assert!(refused("code-debug.jsonl", "{}").contains("code-debug.jsonl: expected the name of a task, one of"));
+        assert!(refused("code_debug.jsonl", "\n").contains("expected a JSON object on each line, found none"));
+        assert!(refused("code_debug.jsonl", "{}\n\n{").contains("code_debug.jsonl: line 3"));
     }
 }

@@ -235,7 +235,7 @@ impl Needle {
         let fixed = head.len() + needle.len() + tail.len();
         let Some(hay) = len.checked_sub(fixed).filter(|&hay| hay > 0) else {
             return Err(Error::invalid(format!(
-                "length: expected more than {fixed} tokens (needle and question), found {len}"
+                "a prompt of {len} tokens is too short: needle and question alone take {fixed}"
             )));
         };
         let (tokens, at) = haystack.read(self.first_sentence, hay, depth);
@@ -419,7 +419,7 @@ mod tests {
     fn too_short_and_too_deep_are_refused_with_both_values() {
         let haystack = Haystack::new(NOVEL, bytes).unwrap();
         let error = Needle::draw(0).hide(&haystack, &Frame::default(), 20, 50.0, bytes).unwrap_err();
-        assert!(error.to_string().ends_with("found 20"), "{error}");
+        assert!(error.to_string().starts_with("a prompt of 20 tokens is too short"), "{error}");
         let error = Needle::draw(0).hide(&haystack, &Frame::default(), 400, 101.0, bytes).unwrap_err();
         assert_eq!(error.to_string(), "depth: expected 0 to 100, found 101");
         assert!(Haystack::new(" \n", bytes).is_err());

@@ -97,6 +97,13 @@ pub struct Skip {
     pub why: String,
 }
 
+impl Skip {
+    /// A cell that cannot be done in a mode, or in none where that is empty.
+    fn of(cell: &Cell, attention: &str, why: &Error) -> Self {
+        Self { task: cell.task.clone(), length: cell.length, attention: attention.into(), why: why.to_string() }
+    }
+}
+
 /// A mode, and what the user called it.
 #[derive(Clone, Debug)]
 pub struct Column {
@@ -153,6 +160,8 @@ pub struct Journal {
     devices: Vec<String>,
     /// Rows that an earlier run left.
     resumed: usize,
+    /// Rows that the file holds.
+    saved: usize,
     done: HashSet<u64>,
 }
 
@@ -170,6 +179,7 @@ impl Journal {
             commands: Vec::new(),
             devices: Vec::new(),
             resumed: 0,
+            saved: 0,
             done: HashSet::new(),
         };
         if let Some(path) = path.filter(|path| path.exists()) {
@@ -202,7 +212,7 @@ impl Journal {
         };
         (self.commands, self.devices) = (strings("commands"), strings("devices"));
         self.rows = Vec::<Row>::deserialize(&value["rows"]).map_err(|e| damaged(&e))?;
-        self.resumed = self.rows.len();
+        (self.resumed, self.saved) = (self.rows.len(), self.rows.len());
         self.done = self.rows.iter().map(|row| key(row, &row.attention)).collect();
         Ok(())
     }
@@ -220,6 +230,11 @@ impl Journal {
     /// Rows that were there before this run.
     pub fn resumed(&self) -> usize {
         self.resumed
+    }
+
+    /// Rows that the file holds: fewer than there are where it could not be written.
+    pub fn saved(&self) -> usize {
+        self.saved
     }
 
     /// Whether a cell has its row in a mode.
@@ -240,11 +255,12 @@ impl Journal {
     }
 
     /// Writes the file, where there is one.
-    pub fn save(&self) -> Result<()> {
-        match &self.path {
-            Some(path) => files::write(path, format!("{}\n", self.to_json()).as_bytes()),
-            None => Ok(()),
+    pub fn save(&mut self) -> Result<()> {
+        if let Some(path) = &self.path {
+            files::write(path, format!("{}\n", self.to_json()).as_bytes())?;
+            self.saved = self.rows.len();
         }
+        Ok(())
     }
 
     /// All of it, one row a line.
@@ -354,8 +370,7 @@ pub fn run<B: Backend, S: Suite>(
                 Some(Ok(prompt)) => Some(prompt),
                 Some(Err(e)) if is_hopeless_error(&e) => {
                     hopeless.insert(place(cell, ""));
-                    let (task, length) = (cell.task.clone(), cell.length);
-                    journal.skip(Skip { task, length, attention: String::new(), why: e.to_string() });
+                    journal.skip(Skip::of(cell, "", &e));
                     None
                 }
                 Some(Err(e)) => return Err(e),
@@ -376,8 +391,7 @@ pub fn run<B: Backend, S: Suite>(
                         }
                         Err(e) if is_hopeless_error(&e) => {
                             hopeless.insert(place(cell, attention));
-                            let (task, length) = (cell.task.clone(), cell.length);
-                            journal.skip(Skip { task, length, attention: attention.into(), why: e.to_string() });
+                            journal.skip(Skip::of(cell, attention, &e));
                         }
                         Err(e) => return Err(e),
                     }
@@ -522,5 +536,8 @@ mod tests {
         assert_eq!(again.rows(), journal.rows());
         std::fs::write(&path, "{\"eval\": \"te").unwrap();
         assert!(error(header(1)).contains("expected results of `eval`"));
+        drop(dir);
+        assert!(journal.push(Row::default()).is_err());
+        assert_eq!((journal.rows().len(), journal.saved()), (2, 1));
     }
 }

@@ -151,6 +151,9 @@ impl HostIndex {
 
     /// For each head, which part of the pairs of `wanted` this index computes; 1 where nothing is wanted. The two are of
     /// one shape.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the two are not of one shape.
     pub fn coverage(&self, wanted: &Self) -> Result<Vec<f64>> {
         let shape = |i: &Self| [i.n_heads, i.q_len, i.kv_len, i.q_start];
         if shape(self) != shape(wanted) {
@@ -190,6 +193,9 @@ impl HostIndex {
 
     /// Everything that kernels rely on: lists of the right length; ranges and columns in range, ascending and disjoint;
     /// no key of a row twice; columns before the row block's first query; every query with at least one key.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the head, the row block and what is wrong there.
     pub fn validate(&self) -> Result<()> {
         if self.n_heads == 0 || self.q_len == 0 || self.q_start + self.q_len > self.kv_len {
             return Err(Error::invalid(format!(
@@ -254,6 +260,9 @@ impl HostIndex {
     }
 
     /// Brings the index to a device. The index is validated first: kernels do not check it again.
+    ///
+    /// # Errors
+    /// As [`HostIndex::validate`]; [`Error::OutOfMemory`].
     pub fn upload<B: Backend>(&self, backend: &B) -> Result<SparseIndex<B>> {
         self.validate()?;
         let (heads, blocks) = (self.n_heads, self.row_blocks());
@@ -313,6 +322,9 @@ impl HostIndex {
 
     /// Writes the layout of `attend --index-out` (safetensors): `range_ptr` i64 `[H R + 1]`, `ranges` i32 `[*, 2]`,
     /// `column_ptr` i64 `[H R + 1]`, `columns` i32 `[*]`, `window` i32 `[H, 2]`; the lengths are in the file's metadata.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let notes = [
             ("n_heads", self.n_heads.to_string()),
@@ -334,6 +346,9 @@ impl HostIndex {
     }
 
     /// Reads what [`Self::save`] wrote, and validates it.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::File`] for another layout; as [`HostIndex::validate`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut file = TensorFile::open(path)?;

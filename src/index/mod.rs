@@ -99,6 +99,9 @@ pub struct SparseIndex<B: Backend> {
 
 impl<B: Backend> SparseIndex<B> {
     /// Room for an index, not filled.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
     pub fn alloc(backend: &B, layout: IndexLayout) -> Result<Self> {
         let columns = Tensor::alloc(backend, DType::U32, [layout.n_heads, BLOCK * layout.column_tiles.max(1)])?;
         Self::with_columns(backend, layout, columns)
@@ -130,12 +133,18 @@ impl<B: Backend> SparseIndex<B> {
     }
 
     /// Computed pairs over causal pairs, over all heads. Waits for the device.
+    ///
+    /// # Errors
+    /// What the device reports.
     pub fn density(&self, backend: &B) -> Result<f64> {
         let pairs: u64 = self.pairs.to_u32(backend)?.into_iter().map(u64::from).sum();
         Ok(pairs as f64 / (self.layout.n_heads as u64 * self.layout.causal_pairs()) as f64)
     }
 
     /// Brings the index to main memory. Waits for the device.
+    ///
+    /// # Errors
+    /// What the device reports.
     pub fn to_host(&self, backend: &B) -> Result<HostIndex> {
         let l = self.layout;
         let (rows, tiles) = (l.n_heads * l.row_blocks(), l.column_tiles);

@@ -89,6 +89,10 @@ impl DualChunk {
 
 impl DecoderConfig {
     /// From the text of a `config.json`; `path` stands in errors.
+    ///
+    /// # Errors
+    /// [`Error::File`] that names the field with both values, [`Error::Unsupported`] for architectures and features
+    /// that are not built.
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         let object = object(path, text)?;
         let f = Fields { path, prefix: "", object: &object };

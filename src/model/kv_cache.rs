@@ -84,6 +84,9 @@ pub struct KvCache<B: Backend> {
 
 impl<B: Backend> KvCache<B> {
     /// Room for `capacity` tokens, rounded up to whole blocks of 64.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; [`Error::Unsupported`] for packed heads whose dimension is no multiple of 32.
     pub fn new(backend: &B, config: &DecoderConfig, capacity: usize, place: KvPlace, kv_type: KvType) -> Result<Self> {
         let capacity = capacity.next_multiple_of(BLOCK);
         let (heads, d, act) = (config.n_kv_heads, config.head_dim, backend.activation());

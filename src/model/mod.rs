@@ -108,6 +108,10 @@ impl Model {
     }
 
     /// Opens a directory with `config.json` and `*.safetensors`, a `.gguf` file, or a directory with one `.gguf` file.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::File`] for what is missing or damaged, [`Error::Unsupported`] for architectures that are
+    /// not built. A missing tokenizer is told by [`Model::text`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let config_path = path.join("config.json");
@@ -139,6 +143,9 @@ impl Model {
 
     /// A checkpoint in memory: the text of its `config.json` and the bytes of its `.safetensors` file. It has no tokenizer
     /// until [`Model::with_text`].
+    ///
+    /// # Errors
+    /// As [`Model::open`].
     pub fn from_parts(name: &str, config_json: &str, weights: impl Into<Bytes>) -> Result<Self> {
         let config = DecoderConfig::from_json(&PathBuf::from(format!("{name}/config.json")), config_json)?;
         let weights = WeightFile::from_bytes(format!("{name}/model.safetensors"), weights)?;
@@ -148,6 +155,9 @@ impl Model {
 
     /// The model that a directory's `config.json` describes, with random weights: nothing else of it is read but its
     /// tokenizer, where it has one.
+    ///
+    /// # Errors
+    /// As [`Model::open`], of its `config.json`.
     pub fn open_random(dir: impl AsRef<Path>, dtype: DType, seed: u64) -> Result<Self> {
         let dir = dir.as_ref();
         let config_path = dir.join("config.json");

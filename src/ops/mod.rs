@@ -3,6 +3,9 @@
 //!
 //! Letters in shapes: `n` tokens, `H` query heads, `KV` key and value heads, `D` head_dim, `R` row blocks, `C` key blocks.
 //!
+//! Every operation fails with [`Error::Shape`], which names it, the argument and both values, before anything is enqueued;
+//! else with what the backend reports ([`Error::OutOfMemory`], [`Error::Device`]).
+//!
 //! `rows`: what works token by token. `estimation`: scores, choices and the index. `attention`: over an index, and over a
 //! cache.
 

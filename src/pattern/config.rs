@@ -156,11 +156,17 @@ impl PatternConfig {
     }
 
     /// From the text of an official file. Errors name layer and head.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with layer, head and what was found.
     pub fn from_json(text: &str) -> Result<Self> {
         serde_json::from_str(text).map_err(|e| Error::invalid(format!("pattern file: {e}")))
     }
 
     /// From an official file. Errors name file, layer and head.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`] with layer, head and what was found.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
@@ -182,6 +188,9 @@ impl PatternConfig {
     }
 
     /// Writes [`Self::to_json`], whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         crate::files::write(path, self.to_json().as_bytes())
@@ -214,6 +223,10 @@ impl PatternConfig {
     }
 
     /// Writes a head's entry, adding layers up to it.
+    ///
+    /// # Errors
+    /// As [`HeadPattern::checked`]; [`Error::Invalid`] for a score that is not finite, and for a pattern that the file
+    /// has no form for.
     pub fn set(&mut self, layer: usize, head: usize, pattern: HeadPattern, score: Score) -> Result<()> {
         let pattern = pattern.checked()?;
         if matches!(score, Score::Float(x) if !x.is_finite()) {
@@ -228,6 +241,9 @@ impl PatternConfig {
     }
 
     /// That the model has at least the layers and heads of the file.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with both numbers where the file has more.
     pub fn check_model(&self, layers: usize, heads: usize) -> Result<()> {
         let (file_layers, file_heads) = (self.n_layers(), self.n_heads());
         if file_layers > layers || file_heads > heads {

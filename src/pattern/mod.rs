@@ -124,8 +124,8 @@ impl HeadPattern {
 
     /// What [`Self::Auto`] does on long prompts. Qwen2.5-Coder-1.5B on an H100, beside dense: the next token's KL 0.007 nats at 16K,
     /// 0.011 at 32,000 tokens (the bar: 0.02), whole pre-fills 1.05 at 8K, 1.24 at 16K, 1.43 at 32,000, 2.46 at 128K. Without
-    /// dense rows for the last queries RULER's hard retrieval at 16K lost 25 points; with them it loses none, as do
-    /// [`Self::Recall`] at 0.9 and [`Self::Flex`] at 0.95, which are slower.
+    /// dense rows for the last queries five hard tasks of RULER at 16K lose 39 points; with them they lose none, nor do they
+    /// by [`Self::Recall`] at 0.9, which is slower from 16K on (`benches/results/README.md`).
     pub const AUTO: Self = Self::Threshold { alpha: 0.01, n_last: 256 };
 
     /// [`Self::Auto`] as what it is for so many keys, on a device where sparsity pays from `sparse_from` keys on; any other
@@ -150,6 +150,9 @@ impl HeadPattern {
 
     /// This pattern, if its arguments make sense. A window without leading keys (`n_init` 0) does; anything else that
     /// is 0, or above [`Self::MAX_ARGUMENT`], does not.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] that names the argument, what is allowed and what was found.
     pub fn checked(self) -> Result<Self> {
         let last = |n_last: usize| match n_last {
             0..=0xffff => Ok(()),
@@ -214,6 +217,9 @@ impl HeadPattern {
     }
 
     /// The same with other fewest and most, where the pattern has them.
+    ///
+    /// # Errors
+    /// As [`HeadPattern::checked`].
     pub fn with_budget(self, [fewest, most_of_all]: [Option<usize>; 2]) -> Result<Self> {
         match self {
             Self::Flex { gamma, tau, budget: [least, most] } => {
@@ -253,8 +259,12 @@ impl FromStr for HeadPattern {
     fn from_str(text: &str) -> Result<Self> {
         let mut parts = text.split(':');
         let name = parts.next().unwrap_or_default();
-        let unknown = || Error::invalid(format!("unknown pattern {text:?}: expected {GRAMMAR}"));
-        let form = GRAMMAR.split(" | ").find(|form| form.split(':').next() == Some(name)).ok_or_else(unknown)?;
+        let named = |name: &str| GRAMMAR.split(" | ").find(|form| form.split(':').next() == Some(name));
+        let unknown = || match named(&name.to_ascii_lowercase().replace('-', "_")) {
+            Some(form) => Error::invalid(format!("unknown pattern {text:?}: did you mean {form}?")),
+            None => Error::invalid(format!("unknown pattern {text:?}: expected {GRAMMAR}")),
+        };
+        let form = named(name).ok_or_else(unknown)?;
         let given = Arguments { text, form, given: parts.collect() };
         given.check_count()?;
         match name {
@@ -442,6 +452,9 @@ impl AttentionMode {
     }
 
     /// That this mode fits a model: a [`PatternConfig`] has no more layers and heads than it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with both numbers where it does not.
     pub fn check_model(&self, layers: usize, heads: usize) -> Result<()> {
         match self {
             Self::Uniform(_) => Ok(()),

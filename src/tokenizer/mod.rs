@@ -80,12 +80,18 @@ impl Tokenizer {
     }
 
     /// A `tokenizer.json` alone; its own post-processor says what goes around a text.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`] for what is no tokenizer.
     pub fn from_file(path: &Path) -> Result<Self> {
         Self::from_json(path, &files::read(path)?)
     }
 
     /// The bytes of a `tokenizer.json` and, where there is one, of its `tokenizer_config.json`, such as those built
     /// into the program; `path` is the name that errors give them.
+    ///
+    /// # Errors
+    /// [`Error::File`] for what is no tokenizer.
     pub fn from_bytes(path: &Path, tokenizer_json: &[u8], tokenizer_config: Option<&[u8]>) -> Result<Self> {
         let tokenizer = Self::from_json(path, tokenizer_json)?;
         match tokenizer_config {
@@ -157,6 +163,9 @@ impl Tokenizer {
     /// Token ids of a text. Special tokens written in it (`<|im_start|>`) become their ids, as in a rendered chat
     /// template. `add_special` puts the model's begin token (and what else it wants) around it: leave it off for chat
     /// templates, which write these themselves.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where a part of the text has no token and the vocabulary no unknown one.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let own = self.around.is_none() && add_special;
         let encoding = self.inner.encode_fast(text, own).map_err(|e| Error::invalid(format!("tokenizer: {e}")))?;

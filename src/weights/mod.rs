@@ -58,6 +58,9 @@ pub struct RawTensor<'a> {
 
 impl RawTensor<'_> {
     /// All elements as f32.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a type that cannot be read.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         dequantize(self.dtype, self.bytes, self.shape.iter().product())
     }
@@ -104,6 +107,9 @@ impl WeightFile {
     /// Opens a `.safetensors` or `.gguf` file, or a directory that holds `model.safetensors.index.json`,
     /// `model.safetensors`, or else exactly one file of either kind. A split GGUF (`-00001-of-00003.gguf`) is opened
     /// by its first part.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`] that names the field with both values.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
@@ -122,6 +128,9 @@ impl WeightFile {
     }
 
     /// A file already in memory, such as one built into the program; `path` is the name that errors give it.
+    ///
+    /// # Errors
+    /// [`Error::File`] that names the field with both values.
     pub fn from_bytes(path: impl Into<PathBuf>, bytes: impl Into<Bytes>) -> Result<Self> {
         let path = path.into();
         let mut file = Self::empty(&path);

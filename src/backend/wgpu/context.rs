@@ -323,19 +323,8 @@ impl Context {
             workgroup_invocations: capabilities.limits.max_compute_invocations_per_workgroup,
             passthrough: vulkan && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS),
         };
-        let adapter = &capabilities.info;
-        let tuner_key = format!(
-            "{}, {} {:x}:{:x}, {} {}, {} {}",
-            adapter.name,
-            adapter.backend,
-            adapter.vendor,
-            adapter.device,
-            adapter.driver,
-            adapter.driver_info,
-            tier.name(),
-            traits.workgroup_bytes
-        );
-        let tuner = Tuner::new(options.autotune == Autotune::On, &tuner_key, options.notice);
+        let key = tuner_key(&capabilities.info, &traits);
+        let tuner = Tuner::new(options.autotune == Autotune::On, &key, options.notice);
         let disk = device
             .features()
             .contains(wgpu::Features::PIPELINE_CACHE)
@@ -471,19 +460,7 @@ impl Context {
         let bindings = module.bindings();
         let (_, immediate_size) = module.immediates();
         self.barrier.apply(&mut module.ir);
-        let entries: Vec<_> = bindings
-            .iter()
-            .map(|b| wgpu::BindGroupLayoutEntry {
-                binding: b.index,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only: b.read_only },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-                count: None,
-            })
-            .collect();
+        let entries: Vec<_> = bindings.iter().map(|b| storage_entry(b.index, b.read_only)).collect();
         let spirv = if specialisation.is_spirv_only() { Some(module.spirv()?) } else { None };
         let workgroup_size = module.ir.entry_points.first().map_or([0; 3], |entry| entry.workgroup_size);
         self.guarded(&format!("compiling {label}"), || {
@@ -536,6 +513,27 @@ impl Context {
             Pipeline { label: label.clone(), raw, layout, bindings: bindings.len(), immediate_size }
         })
     }
+}
+
+/// A storage buffer of a compute kernel.
+fn storage_entry(binding: u32, read_only: bool) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
+    }
+}
+
+/// What a choice of kernel forms holds for: the device, its driver, and what it gives us.
+fn tuner_key(adapter: &wgpu::AdapterInfo, traits: &Traits) -> String {
+    let wgpu::AdapterInfo { name, backend, vendor, device, driver, driver_info, .. } = adapter;
+    let (tier, bytes) = (traits.tier.name(), traits.workgroup_bytes);
+    format!("{name}, {backend} {vendor:x}:{device:x}, {driver} {driver_info}, {tier} {bytes}")
 }
 
 impl Drop for Context {

@@ -24,9 +24,9 @@ pub(super) fn draft_of(task: &str, record: &Value) -> Result<Draft> {
         references.extend(letter.map(|(_, letter)| letter.to_string()));
     }
     if references.is_empty() || (context.is_empty() && input.is_empty()) {
-        return Err(Error::invalid(format!(
-            "{task}: expected context, input and answer in its record, found {record:.200}"
-        )));
+        let found: String = record.to_string().chars().take(200).collect();
+        let what = format!("{task}: expected context, input and answer in its record, found {found}");
+        return Err(Error::invalid(what));
     }
     let (intro, question, stem) = match task {
         "passkey" | "number_string" => (KEY_INTRO, input, key_stem(task)),

@@ -20,6 +20,9 @@ pub(in super::super) fn stretch_factor(f: &Fields, key: &str) -> Result<f64> {
 impl DecoderConfig {
     /// Replaces the checkpoint's RoPE scaling: `yarn:FACTOR`, `linear:FACTOR`, `dynamic:FACTOR`, `none`, each from the
     /// positions that the model was trained on.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another kind, and for a factor that no model was stretched by.
     pub fn override_rope_scaling(&mut self, text: &str) -> Result<()> {
         let (kind, factor) = text.split_once(':').unwrap_or((text, "1"));
         let factor: f64 = factor.parse().ok().filter(|f| STRETCH.contains(f)).ok_or_else(|| {
@@ -125,46 +128,14 @@ fn scaling_from_json(f: &Fields, s: &Fields, family: &Family) -> Result<RopeScal
             }
             RopeScaling::Llama3 { factor: factor()?, low, high, original }
         }
-        "yarn" => {
-            let factor = factor()?;
-            let attention_factor =
-                match (s.number("attention_factor")?, s.number("mscale")?, s.number("mscale_all_dim")?) {
-                    (Some(given), _, _) => given,
-                    (None, Some(m), Some(all)) if m != 0.0 && all != 0.0 => {
-                        yarn_attention_factor(factor, m) / yarn_attention_factor(factor, all)
-                    }
-                    _ => yarn_attention_factor(factor, 1.0),
-                };
-            let (beta_fast, beta_slow) =
-                (s.number("beta_fast")?.unwrap_or(32.0), s.number("beta_slow")?.unwrap_or(1.0));
-            if !(beta_slow > 0.0 && beta_fast >= beta_slow) {
-                let expected = format!("a number above 0 and at most beta_fast = {beta_fast}");
-                return Err(s.error("beta_slow", &expected, beta_slow));
-            }
-            RopeScaling::Yarn {
-                factor,
-                original,
-                beta_fast,
-                beta_slow,
-                truncate: s.flag("truncate")?.unwrap_or(true),
-                attention_factor,
-            }
-        }
+        "yarn" => yarn_from_json(s, factor()?, original)?,
         // `su` is what the first upload of Phi-3-mini-128k called it.
         "longrope" | "su" => {
-            let list = |key| s.positives(key)?.ok_or_else(|| s.error(key, "a list of positive numbers", "nothing"));
             let stretch = match stated {
                 Some(original) => max_positions as f64 / original as f64,
                 None => factor()?,
             };
-            let attention_factor =
-                s.number("attention_factor")?.unwrap_or_else(|| longrope_attention_factor(stretch, original));
-            RopeScaling::LongRope {
-                short: list("short_factor")?,
-                long: list("long_factor")?,
-                original,
-                attention_factor,
-            }
+            longrope_from_json(s, stretch, original)?
         }
         other => {
             let what = format!("{}rope_type {other:?}", s.prefix);
@@ -172,4 +143,28 @@ fn scaling_from_json(f: &Fields, s: &Fields, family: &Family) -> Result<RopeScal
             return Err(Error::Unsupported(format!("{}: {what}; supported are {known}", f.path.display())));
         }
     })
+}
+
+fn yarn_from_json(s: &Fields, factor: f64, original: usize) -> Result<RopeScaling> {
+    let attention_factor = match (s.number("attention_factor")?, s.number("mscale")?, s.number("mscale_all_dim")?) {
+        (Some(given), _, _) => given,
+        (None, Some(m), Some(all)) if m != 0.0 && all != 0.0 => {
+            yarn_attention_factor(factor, m) / yarn_attention_factor(factor, all)
+        }
+        _ => yarn_attention_factor(factor, 1.0),
+    };
+    let (beta_fast, beta_slow) = (s.number("beta_fast")?.unwrap_or(32.0), s.number("beta_slow")?.unwrap_or(1.0));
+    if !(beta_slow > 0.0 && beta_fast >= beta_slow) {
+        let expected = format!("a number above 0 and at most beta_fast = {beta_fast}");
+        return Err(s.error("beta_slow", &expected, beta_slow));
+    }
+    let truncate = s.flag("truncate")?.unwrap_or(true);
+    Ok(RopeScaling::Yarn { factor, original, beta_fast, beta_slow, truncate, attention_factor })
+}
+
+fn longrope_from_json(s: &Fields, stretch: f64, original: usize) -> Result<RopeScaling> {
+    let list = |key| s.positives(key)?.ok_or_else(|| s.error(key, "a list of positive numbers", "nothing"));
+    let attention_factor =
+        s.number("attention_factor")?.unwrap_or_else(|| longrope_attention_factor(stretch, original));
+    Ok(RopeScaling::LongRope { short: list("short_factor")?, long: list("long_factor")?, original, attention_factor })
 }
