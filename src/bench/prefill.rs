@@ -61,7 +61,6 @@ pub fn prefill<B: Backend>(b: B, model: Model, bench: &PrefillBench, each: &mut 
                 Sets::Bands => (bands_of(mode, engine.config(), keys)?, " (bands)"),
                 Sets::Structured => (chosen(engine.backend(), mode, engine.config(), keys)?, " (structured)"),
             };
-            let name = mode.name() + origin;
             let mut run = |engine: &mut Engine<B>| {
                 go_on(&interrupt)?;
                 engine.truncate(bench.depth);
@@ -72,33 +71,37 @@ pub fn prefill<B: Backend>(b: B, model: Model, bench: &PrefillBench, each: &mut 
             engine.backend().reset_peak();
             let seconds = (0..bench.repeat.max(1)).map(|_| Ok(run(&mut engine)?.seconds * 1e3));
             let spread = Spread::of(seconds.collect::<Result<_>>()?);
-            let (info, c) = (engine.backend().info(), engine.config());
-            let row = Row {
-                what: "prefill",
-                device: info.id.clone(),
-                pattern: name,
-                tokens,
-                heads: c.n_heads,
-                kv_heads: c.n_kv_heads,
-                head_dim: c.head_dim,
-                dtype: bench.weight_type.clone(),
-                ms: Some(spread.median),
-                ms_min: Some(spread.min),
-                ms_max: Some(spread.max),
-                tflops: Some(operations(c, tokens, bench.depth, density) / spread.median / 1e9),
-                density: Some(density),
-                tokens_per_s: Some(tokens as f64 / spread.median * 1e3),
-                depth: Some(bench.depth),
-                peak_device_bytes: Some(engine.backend().memory().peak),
-                ..Row::default()
-            }
-            .against(dense_row.as_ref());
+            let row = row(&engine, bench, tokens, &spread, density);
+            let row = Row { pattern: mode.name() + origin, ..row }.against(dense_row.as_ref());
             dense_row.get_or_insert_with(|| row.clone());
             each(&row);
             rows.push(row);
         }
     }
     Ok(rows)
+}
+
+/// What was measured, but for the pattern's name.
+fn row<B: Backend>(engine: &Engine<B>, bench: &PrefillBench, tokens: usize, spread: &Spread, density: f64) -> Row {
+    let (b, c) = (engine.backend(), engine.config());
+    Row {
+        what: "prefill",
+        device: b.info().id.clone(),
+        tokens,
+        heads: c.n_heads,
+        kv_heads: c.n_kv_heads,
+        head_dim: c.head_dim,
+        dtype: bench.weight_type.clone(),
+        ms: Some(spread.median),
+        ms_min: Some(spread.min),
+        ms_max: Some(spread.max),
+        tflops: Some(operations(c, tokens, bench.depth, density) / spread.median / 1e9),
+        density: Some(density),
+        tokens_per_s: Some(tokens as f64 / spread.median * 1e3),
+        depth: Some(bench.depth),
+        peak_device_bytes: Some(b.memory().peak),
+        ..Row::default()
+    }
 }
 
 /// Columns and offsets of each head of each layer; nothing where the mode decides.

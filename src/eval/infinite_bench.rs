@@ -13,7 +13,7 @@ use super::ask::Questions;
 use super::data::Data;
 use super::rng::Rng;
 use super::runner::{Cell, Skip};
-use super::{Asked, Draft, Form, Metric, Question, Sample, Size};
+use super::{Asked, Draft, Form, Metric, Question, Sample, Sizes};
 use crate::text::Text;
 use crate::{Error, Result, files};
 use made::{code_run, key_in_noise, kv, math_calc, math_find};
@@ -21,7 +21,7 @@ use record::draft_of;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// The tasks, in the order of the paper's table, and the two that it leaves out.
 pub const TASKS: [&str; 12] = [
@@ -53,8 +53,7 @@ pub struct InfiniteBench {
     lengths: Vec<usize>,
     samples: usize,
     seed: u64,
-    /// Units of a task at a length, as far as known.
-    sizes: Mutex<BTreeMap<(String, usize), usize>>,
+    sizes: Sizes,
 }
 
 impl InfiniteBench {
@@ -77,7 +76,7 @@ impl InfiniteBench {
                 files.insert(task.clone(), lines(path, samples)?);
             }
         }
-        Ok(Self { form: Form::new(text)?, files, tasks, lengths, samples, seed, sizes: Mutex::default() })
+        Ok(Self { form: Form::new(text)?, files, tasks, lengths, samples, seed, sizes: Sizes::default() })
     }
 
     /// Tasks that are asked for and lack their file.
@@ -107,26 +106,10 @@ impl InfiniteBench {
     }
 
     fn made(&self, cell: &Cell) -> Result<Sample> {
-        let (task, length) = (cell.task.as_str(), cell.length);
-        let place = (task.to_string(), length);
         // Two functions and a chain of ten, values enough to order: fewer units say nothing.
-        let (least, most) = (12, 1 << 24);
-        let known = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(&place).copied();
-        let guess = match known {
-            Some(units) => units,
-            None => {
-                let size = Size { least, most, guess: (length / 40).max(least) };
-                let (units, _) = self.form.fit(length, size, &mut |units| {
-                    self.draft(task, 0, units, &mut Rng::of(self.seed, task, &[length]))
-                })?;
-                self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(place, units);
-                units
-            }
-        };
-        let (_, sample) = self.form.fit(length, Size { least, most, guess }, &mut |units| {
-            self.draft(task, cell.sample, units, &mut Rng::of(self.seed, task, &[length, cell.sample]))
-        })?;
-        Ok(sample)
+        self.sizes.fill(&self.form, cell, self.seed, [12, 1 << 24], &|sample, units, rng| {
+            self.draft(&cell.task, sample, units, rng)
+        })
     }
 
     fn read(&self, cell: &Cell, record: &Value) -> Result<Sample> {

@@ -39,7 +39,10 @@ use crate::chat::Message;
 use crate::fnv::fnv;
 use crate::text::Text;
 use crate::{Error, Result};
-use std::sync::Arc;
+use rng::Rng;
+use runner::Cell;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A prompt in words: a document, and one or more questions on it.
 #[derive(Clone, Debug)]
@@ -197,6 +200,40 @@ impl Form {
                 "length {length}: the question and {max_new} tokens of answer leave no room for a document"
             ))),
         }
+    }
+}
+
+/// Units of a task at a length, as far as known.
+#[derive(Default)]
+struct Sizes(Mutex<BTreeMap<(String, usize), usize>>);
+
+impl Sizes {
+    /// The cell's prompt that fills its length: `draft` makes one of a sample and so many units, from `least` to `most`.
+    fn fill(
+        &self,
+        form: &Form,
+        cell: &Cell,
+        seed: u64,
+        [least, most]: [usize; 2],
+        draft: &dyn Fn(usize, usize, &mut Rng) -> Result<Draft>,
+    ) -> Result<Sample> {
+        let (task, length) = (cell.task.as_str(), cell.length);
+        let fit = |sample: usize, guess: usize, numbers: &[usize]| {
+            let mut of = |units: usize| draft(sample, units, &mut Rng::of(seed, task, numbers));
+            form.fit(length, Size { least, most, guess }, &mut of)
+        };
+        let place = (task.to_string(), length);
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&place).copied();
+        let guess = match known {
+            Some(units) => units,
+            None => {
+                // Found on a prompt that is no sample, so that samples do not depend on which came first.
+                let (units, _) = fit(0, (length / 40).max(least), &[length])?;
+                self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place, units);
+                units
+            }
+        };
+        Ok(fit(cell.sample, guess, &[length, cell.sample])?.1)
     }
 }
 

@@ -10,14 +10,12 @@ mod draft;
 use super::ask::Questions;
 use super::data::{Data, QuestionSet};
 use super::essay::Essay;
-use super::rng::Rng;
 use super::runner::{Cell, Skip};
 use super::words;
-use super::{Form, Sample, Size};
+use super::{Form, Sample, Sizes};
 use crate::Result;
 use crate::text::Text;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// The tasks, in the benchmark's order.
 pub const TASKS: [&str; 13] = [
@@ -60,8 +58,7 @@ pub struct Ruler {
     lengths: Vec<usize>,
     samples: usize,
     seed: u64,
-    /// Units of a task at a length, as far as known.
-    sizes: Mutex<BTreeMap<(String, usize), usize>>,
+    sizes: Sizes,
 }
 
 impl Ruler {
@@ -80,7 +77,7 @@ impl Ruler {
         let essay = Essay::new(&if texts.is_empty() { novel.to_string() } else { texts.join("\n") })?;
         let (squad, hotpot) = (data.squad.clone(), data.hotpot.clone());
         let form = Form::new(text)?;
-        Ok(Self { form, essay, squad, hotpot, tasks, lengths, samples, seed, sizes: Mutex::default() })
+        Ok(Self { form, essay, squad, hotpot, tasks, lengths, samples, seed, sizes: Sizes::default() })
     }
 
     /// Tasks that are asked for and lack their data.
@@ -123,25 +120,9 @@ impl Ruler {
     fn made(&self, cell: &Cell) -> Result<Sample> {
         let (task, length) = (cell.task.as_str(), cell.length);
         let least = if task == "cwe" { 11 } else { 1 };
-        let place = (task.to_string(), length);
-        let known = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(&place).copied();
-        let guess = match known {
-            Some(units) => units,
-            None => {
-                // Found on a prompt that is no sample, so that samples do not depend on which came first.
-                let size = Size { least, most: self.most(task), guess: (length / 40).max(least) };
-                let (units, _) = self.form.fit(length, size, &mut |units| {
-                    self.draft(task, length, units, &mut Rng::of(self.seed, task, &[length]))
-                })?;
-                self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(place, units);
-                units
-            }
-        };
-        let size = Size { least, most: self.most(task), guess };
-        let (_, sample) = self.form.fit(length, size, &mut |units| {
-            self.draft(task, length, units, &mut Rng::of(self.seed, task, &[length, cell.sample]))
-        })?;
-        Ok(sample)
+        self.sizes.fill(&self.form, cell, self.seed, [least, self.most(task)], &|_, units, rng| {
+            self.draft(task, length, units, rng)
+        })
     }
 }
 
@@ -167,6 +148,7 @@ impl Questions for Ruler {
 #[cfg(test)]
 mod tests {
     use super::super::data::tests::{hotpot_json, squad_json};
+    use super::super::rng::Rng;
     use super::super::tests::{form, novel};
     use super::super::{Draft, Metric};
     use super::draft::NOISE;
