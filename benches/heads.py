@@ -4,12 +4,12 @@
     minference run --model M.gguf --prompt-file B.txt --max-new-tokens 0 --attention flex:0.95 --report flex-b.json
     ...
     python3 benches/heads.py TARGET flex:0.95=flex-b.json,flex-c.json searched=searched-b.json,searched-c.json ... \\
-        [--of searched]
+        [--of searched,..]
 
 Each LABEL=REPORT,REPORT.. is a method with one `run --report` of each text, in the same order for all. Writes
 TARGET.md (mean and 5th percentile of recall, output error, density), TARGET.svg (recall and error over density, the
-budgets of a method, which its name before the first colon says, joined by a line), and with `--of` how that method does
-against every other one: the differences in the mean and the 5th percentile of recall and the ratio of the densities, heads
+budgets of a method, which its name before the first colon says, joined by a line), and with `--of` how each of those
+methods does against every other one: the differences in the mean and the 5th percentile of recall and the ratio of the densities, heads
 of all texts paired, with 95 % bootstrap intervals (10,000 draws of heads; the texts of a head are drawn together). Needs
 nothing but Python.
 """
@@ -64,10 +64,10 @@ def compare(ours, theirs, seed=0):
 
 def main():
     arguments = sys.argv[1:]
-    of = None
+    of = []
     if "--of" in arguments:
         at = arguments.index("--of")
-        of = arguments[at + 1]
+        of = arguments[at + 1].split(",")
         del arguments[at : at + 2]
     if len(arguments) < 2:
         sys.exit(__doc__)
@@ -91,14 +91,14 @@ def main():
             f"| `{label}` | {row['density']:.3f} | {row['recall']:.4f} | {percentile(recall, 0.05):.4f} | {min(recall):.3f} "
             f"| {row['rel_l2']:.4f} | {percentile(error, 0.95):.4f} |"
         )
-    if of:
-        lines.append(f"\n`{of}` against the others, heads paired, 95 % bootstrap intervals:\n")
+    for chosen in of:
+        lines.append(f"\n`{chosen}` against the others, heads paired, 95 % bootstrap intervals:\n")
         lines.append("| against | mean recall | 5th percentile of recall | density, ratio |")
         lines.append("| --- | --- | --- | --- |")
         for label, rows in methods.items():
-            if label == of:
+            if label == chosen:
                 continue
-            cells = compare(methods[of], rows)
+            cells = compare(methods[chosen], rows)
             signs = [f"{x:+.4f} ({low:+.4f} to {high:+.4f})" for x, low, high in cells[:2]]
             ratio, low, high = cells[2]
             lines.append(f"| `{label}` | {signs[0]} | {signs[1]} | {ratio:.2f} ({low:.2f} to {high:.2f}) |")

@@ -1,6 +1,6 @@
 //! Attention of one layer, by length and pattern.
 
-use super::{Inputs, Row, Sets, Spread, bands, go_on};
+use super::{Inputs, Row, Sets, Spread, bands, go_on, warm_up};
 use crate::attend::{Layer, Source};
 use crate::backend::Backend;
 use crate::backend::cpu::available_memory;
@@ -136,7 +136,10 @@ fn one_row<B: Backend>(
     out: &mut Tensor<B>,
 ) -> Result<Row> {
     let shape = &layer.shape;
-    let warm = layer.pass(b, source, false, out.view_mut(), None)?;
+    let warm = warm_up(b.info().is_cpu, || {
+        go_on(&bench.interrupt)?;
+        layer.pass(b, source, false, out.view_mut(), None)
+    })?;
     let mut stages = [Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..bench.repeat.max(1) {
         go_on(&bench.interrupt)?;

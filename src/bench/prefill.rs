@@ -1,6 +1,6 @@
 //! Whole pre-fills, by length and attention.
 
-use super::{Inputs, Row, Sets, Spread, bands, go_on};
+use super::{Inputs, Row, Sets, Spread, bands, go_on, warm_up};
 use crate::backend::Backend;
 use crate::engine::{Engine, EngineOptions};
 use crate::estimate::choose;
@@ -66,7 +66,8 @@ pub fn prefill<B: Backend>(b: B, model: Model, bench: &PrefillBench, each: &mut 
                 engine.truncate(bench.depth);
                 engine.prefill_with_sets(&prompt, mode, &mut |_| (), &mut given)
             };
-            let density = run(&mut engine)?.density;
+            let is_cpu = engine.backend().info().is_cpu;
+            let density = warm_up(is_cpu, || run(&mut engine))?.density;
             engine.backend().reset_peak();
             let seconds = (0..bench.repeat.max(1)).map(|_| Ok(run(&mut engine)?.seconds * 1e3));
             let spread = Spread::of(seconds.collect::<Result<_>>()?);

@@ -5,6 +5,7 @@
 
 use super::runner::{Cell, Row, Suite};
 use crate::backend::Backend;
+use crate::bench::warm_up;
 use crate::engine::{Engine, Progress};
 use crate::fnv::fnv;
 use crate::pattern::AttentionMode;
@@ -61,8 +62,11 @@ impl Suite for Latency {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Row> {
         if self.warm.insert((cell.length, mode.name())) {
-            engine.reset();
-            engine.prefill(ids, mode, progress)?;
+            let is_cpu = engine.backend().info().is_cpu;
+            warm_up(is_cpu, || {
+                engine.reset();
+                engine.prefill(ids, mode, progress)
+            })?;
         }
         engine.reset();
         let prefill = engine.prefill(ids, mode, progress)?;

@@ -186,15 +186,20 @@ impl Wgpu {
         }
         let subject = Subject::Attention { head_dim, walk };
         let tried = match try_now {
-            true => self.form_of(subject, || self.candidates(&all, head_dim), |b, size| trial(b, head_dim, walk, size)),
+            true => self.form_of(
+                subject,
+                || self.candidates(&all, head_dim, walk),
+                |b, size| trial(b, head_dim, walk, size),
+            ),
             false => self.context.tuner.chosen(subject),
         };
         let tried = tried.and_then(|name| name.parse().ok());
         tried.filter(|kernel| all.contains(kernel)).unwrap_or_else(|| best_guess(&all, walk))
     }
 
-    /// The first [`MOST_KERNELS`], those of matrices alone where there are any.
-    fn candidates(&self, all: &[AttentionKernel], head_dim: u32) -> Vec<Candidate> {
+    /// The best guess, which stands if time runs out, and others, [`MOST_KERNELS`] in all; those of matrices alone where
+    /// there are any.
+    fn candidates(&self, all: &[AttentionKernel], head_dim: u32, walk: Walk) -> Vec<Candidate> {
         let tiles = |kernel: &AttentionKernel| matches!(kernel, AttentionKernel::Tiles | AttentionKernel::SmallTiles);
         let only_tiles = all.iter().all(tiles);
         let traits = &self.context.traits;
@@ -202,7 +207,9 @@ impl Wgpu {
             let shader = kernel.shader(traits, head_dim, traits.activation(), false).0;
             Candidate { name: kernel.to_string(), specialisations: vec![shader] }
         };
-        all.iter().filter(|kernel| only_tiles || !tiles(kernel)).take(MOST_KERNELS).map(candidate).collect()
+        let guess = best_guess(all, walk);
+        let others = all.iter().filter(|kernel| **kernel != guess && (only_tiles || !tiles(kernel)));
+        [&guess].into_iter().chain(others).take(MOST_KERNELS).map(candidate).collect()
     }
 }
 
