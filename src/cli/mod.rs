@@ -31,7 +31,8 @@ use std::process::ExitCode;
     arg_required_else_help = true,
     after_help = "\
 Examples:
-  minference run --model needle --prompt-file question.txt --attention vertical_slash:1000:6096
+  minference run --model needle --prompt 'The secret code of Eve is 493821. Question: What is the secret code of Eve? Answer: The secret code of Eve is '
+  minference run --model DIR_OR_GGUF --chat --prompt-file long.txt --attention vertical_slash:1000:6096
   minference devices
   minference attend --input qkv.safetensors --pattern block_sparse:16 --compare dense
 

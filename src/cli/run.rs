@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  minference run --model needle --prompt 'The secret code of Eve is 493821.\\nQuestion: What is the secret code of Eve? Answer: The secret code of Eve is '
+  minference run --model needle --prompt 'The secret code of Eve is 493821. Question: What is the secret code of Eve? Answer: The secret code of Eve is '
   minference run --model SmolLM2-135M-Instruct --chat --prompt 'Why is the sky blue?'
   minference run --model model.gguf --chat --prompt-file long.txt --attention vertical_slash:1000:6096 --timings
   minference run --model model.gguf --prompt-file book.txt --question 'Who is Eve?' --question 'Where?' --kv-out book.kv
