@@ -11,7 +11,10 @@ pub use attention::{AttentionBench, AttentionInput, attention};
 pub use inputs::{Inputs, bands, hash, normals};
 pub use prefill::{PrefillBench, prefill};
 
+use crate::attention::attend;
 use crate::backend::Backend;
+use crate::pattern::HeadPattern;
+use crate::tensor::Tensor;
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -141,9 +144,27 @@ pub fn time_ms<B: Backend>(b: &B, call: impl FnOnce() -> Result<()>) -> Result<f
 }
 
 /// How long a GPU runs before it is timed: one that was idle has clocked down. An H100 through Vulkan, after two seconds of
-/// waiting for its weights, ran at 345 MHz and took two thirds of a second of work to come back to 1980 MHz: 1024 tokens
-/// took 30 ms until then, and 7.4 ms from then on.
+/// waiting for its weights, ran at 345 MHz, and 1024 tokens took 30 ms instead of 7.4; under such light work it took up
+/// to two seconds to come back to 1980 MHz.
 const WARM_UP: Duration = Duration::from_secs(1);
+
+/// Heavy work for an idle GPU, so that light work is not timed at its idle clock: dense attention for [`WARM_UP`].
+fn wake<B: Backend>(b: &B) -> Result<()> {
+    if b.info().is_cpu {
+        return Ok(());
+    }
+    let inputs = Inputs::random(8, 2, 128, 8192, 0);
+    let [q, k, v] = inputs.upload(b)?;
+    let mut out = Tensor::alloc(b, b.activation(), [8192, 8 * 128])?;
+    let start = Instant::now();
+    while start.elapsed() < WARM_UP {
+        for _ in 0..16 {
+            attend(b, &[HeadPattern::Dense; 8], &inputs.shape, q.view(), k.view(), v.view(), out.view_mut(), None)?;
+        }
+        b.synchronize()?;
+    }
+    Ok(())
+}
 
 /// Runs once, and on a GPU again until [`WARM_UP`] has passed; what the last run gave.
 pub(crate) fn warm_up<T>(is_cpu: bool, mut run: impl FnMut() -> Result<T>) -> Result<T> {

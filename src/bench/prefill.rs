@@ -1,6 +1,6 @@
 //! Whole pre-fills, by length and attention.
 
-use super::{Inputs, Row, Sets, Spread, bands, go_on, warm_up};
+use super::{Inputs, Row, Sets, Spread, bands, go_on, wake, warm_up};
 use crate::backend::Backend;
 use crate::engine::{Engine, EngineOptions};
 use crate::estimate::choose;
@@ -48,6 +48,10 @@ pub fn prefill<B: Backend>(b: B, model: Model, bench: &PrefillBench, each: &mut 
     let ids = |n: usize, from: usize| (from..from + n).map(|i| (i * 7919 % vocab) as u32).collect::<Vec<u32>>();
     if bench.depth > 0 {
         engine.prefill(&ids(bench.depth, 0), &dense, &mut |_| ())?;
+    }
+    match wake(engine.backend()) {
+        Ok(()) | Err(Error::OutOfMemory(_)) => {} // what little it needs may be what a model leaves
+        Err(error) => return Err(error),
     }
     let mut rows = Vec::new();
     for &tokens in &bench.lengths {
