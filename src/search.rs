@@ -9,6 +9,9 @@
 //!
 //! [`Search`] watches a pre-fill ([`crate::engine::Engine::prefill_watched`]) and keeps a [`LayerRecord`] of each layer;
 //! [`choose`] makes a [`PatternConfig`] of the records of one or more prompts. `minference search` is both.
+//!
+//! What runs on a device fails with [`Error::OutOfMemory`] and with what the device reports; [`choose`] and [`config`] with
+//! [`Error::Invalid`] where a prompt's records do not cover every layer and head.
 
 use crate::attention::{attend, kept_mass};
 use crate::backend::Backend;

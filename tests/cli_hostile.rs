@@ -257,6 +257,9 @@ fn an_evaluation_of_nothing_is_an_error() {
         &["a prompt of 4 tokens is too short", "alone take"],
     );
     refused(&[&eval[..], &["ruler", "--lengths", "1K", "--tasks", "qa_1"]].concat(), &["needs SQuAD"]);
+    let twice = ["eval", "needle", "--model", "needle", "--device", "cpu", "--lengths", "512", "--depths", "1"];
+    let output = run(&[&twice[..], &["--tasks", "code,code"]].concat());
+    assert!(stderr(&output).contains("1 prompts in 2 modes") && output.status.success(), "{}", stderr(&output));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("notes.jsonl");
     std::fs::write(&file, "{}\n").unwrap();

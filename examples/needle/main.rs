@@ -74,7 +74,7 @@ struct Args {
     /// Lengths x depths, as the paper's figure.
     #[arg(long)]
     grid: bool,
-    /// Lengths of the grid; without them, doubling from 2048 up to --length.
+    /// Lengths of the grid; without them, doubling from 2048 (or less) up to --length.
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "grid", conflicts_with = "length")]
     lengths: Vec<usize>,
     /// Depths of the grid, evenly from 0 to 100 (one: --depth).
@@ -195,7 +195,7 @@ fn cells<B: Backend>(args: &Args, engine: &mut Engine<B>, test: &NeedleTest, mod
         return Ok(vec![Cell { length: longest, depth: args.depth, seed: args.seed }]);
     }
     let lengths: Vec<usize> = match args.lengths.is_empty() {
-        true => std::iter::successors(Some(2048), |n| Some(n * 2)).take_while(|&n| n <= longest.max(2048)).collect(),
+        true => std::iter::successors(Some(longest.min(2048)), |n| Some(n * 2)).take_while(|&n| n <= longest).collect(),
         false => args.lengths.clone(),
     };
     let depths: Vec<f64> = match args.depths {

@@ -274,9 +274,13 @@ impl DeviceTask for EvalTask<'_> {
     }
 }
 
+/// Those that are asked for, each once, or the usual ones.
 fn tasks(args: &EvalArgs, is_chat: bool) -> Vec<String> {
     let all: &[&str] = match args.what {
-        _ if !args.tasks.is_empty() => return args.tasks.clone(),
+        _ if !args.tasks.is_empty() => {
+            let first = |(i, task): &(usize, &String)| !args.tasks[..*i].contains(task);
+            return args.tasks.iter().enumerate().filter(first).map(|(_, task)| task.clone()).collect();
+        }
         What::Needle if is_chat => &grid::TASKS[2..3],
         What::Needle => &grid::TASKS[..1],
         What::Ruler => &ruler::TASKS,

@@ -17,6 +17,9 @@
 //! answer behind it. That beginning ends where the value's first token begins, so that **pre-fill's last row predicts
 //! it**: for digits that most tokenizers split off, behind the space. Otherwise the model would generate the space, and
 //! everything would be found by dense decoding, whatever the sparse pre-fill lost.
+//!
+//! To make a prompt fails with [`Error::Invalid`] where task, length or data do not allow one, which skips its cell; to ask
+//! it as [`crate::engine::Engine::prefill`] and [`crate::engine::Engine::generate`] do; to keep a result with [`Error::Io`].
 
 pub mod ask;
 pub mod data;

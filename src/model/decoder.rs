@@ -2,6 +2,9 @@
 //!
 //! Letters in shapes: `n` tokens of the chunk, `m` rows of a slice, `H` query heads, `KV` key and value heads, `D` head_dim,
 //! `W` = `(H + 2 KV) * D`. `act` is the backend's activation type; the residual stream `x` is f32.
+//!
+//! Everything here fails with [`Error::Invalid`] for more rows than the workspace or the cache was made for, with
+//! [`Error::OutOfMemory`], and with what the device reports.
 
 use super::dual_chunk::{self, DualBuffers, DualLayer};
 use super::kv_cache::{KvCache, LayerKv};

@@ -82,12 +82,12 @@ fn check_extent(
     check(op, what, last <= x.elements(), format!("at least {last} elements under these strides"), x.elements())
 }
 
-/// The dimensions of a view whose rank is known.
+/// The dimensions of a view whose rank is known. None may be 0: kernels and chunks of no rows are nobody's case.
 fn dims<const N: usize>(op: &'static str, what: &'static str, shape: Shape) -> Result<[usize; N]> {
-    shape.dims().try_into().map_err(|_| Error::Shape {
+    shape.dims().try_into().ok().filter(|dims: &[usize; N]| !dims.contains(&0)).ok_or_else(|| Error::Shape {
         op,
         what,
-        expected: format!("{N} dimensions"),
+        expected: format!("{N} dimensions of at least 1"),
         got: format!("{shape:?}"),
     })
 }
@@ -97,6 +97,23 @@ mod tests {
     use super::*;
     use crate::backend::cpu::Cpu;
     use crate::tensor::Tensor;
+
+    #[test]
+    fn empty_tensors_are_refused() {
+        let b = Cpu::new();
+        let tensor = |shape: [usize; 2]| Tensor::<Cpu>::alloc(&b, DType::F32, shape).unwrap();
+        let refused = |result: Result<()>| assert!(matches!(result, Err(Error::Shape { .. })), "{result:?}");
+        for [m, n, k] in [[0, 8, 8], [8, 0, 8], [8, 8, 0]] {
+            let (x, w, mut out) = (tensor([m, k]), tensor([n, k]), tensor([m, n]));
+            refused(matmul(&b, x.view(), w.view(), None, out.view_mut(), MatmulInto::default()));
+        }
+        for [rows, cols] in [[0, 8], [8, 0]] {
+            let (x, wide, mut out) = (tensor([rows, cols]), tensor([rows, 2 * cols]), tensor([rows, cols]));
+            let weight = Tensor::<Cpu>::alloc(&b, DType::F32, [cols]).unwrap();
+            refused(rms_norm(&b, x.view(), weight.view(), 1e-5, out.view_mut()));
+            refused(silu_mul(&b, wide.view(), out.view_mut()));
+        }
+    }
 
     /// Sums that would wrap to something small must not pass for it: kernels trust what was checked here.
     #[test]

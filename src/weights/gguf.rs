@@ -1,4 +1,6 @@
 //! GGUF versions 2 and 3 (ggml's `docs/gguf.md`): metadata, tensor directory, aligned data.
+//!
+//! Metadata of another type than the one asked for is an [`Error::File`] that names the key and both types.
 
 use super::{Bytes, Entry, TensorInfo};
 use crate::{DType, Error, Result};
