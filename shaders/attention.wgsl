@@ -8,14 +8,16 @@
 // together.
 //
 // All arithmetic is f32, on parts in workgroup memory: 4 STEP elements of queries and keys, turned, so that an element of
-// all is a row and one read serves 4 of them; then the probabilities of a tile and VALUES of its values. Parts are f16 where
-// the operands are, which halves the traffic: on an H100 f32 on either side took 1.2 to 1.3 times as long, conversions and
-// all. Each part is read from storage while the one before is multiplied, without a branch or a conversion at the load:
-// compilers wait for a value where it is first looked at (that alone took a third of the time).
+// all is a row and one read serves 4 of them; then the probabilities of a tile, turned as well, and VALUES of its values.
+// Each part is read from storage while the one before is multiplied, without a branch or a conversion at the load: compilers
+// wait for a value where it is first looked at (that alone took a third of the time). Loops over parts end where a launch
+// says, not where a constant does: unrolled by the driver, the kernel outgrows the instruction cache.
 //
-// Profile on an H100 (D 128): of the instructions 0.63 multiply, 0.16 convert, the rest moves parts; 8 of 64 warps fit, and
-// the multiplications issue at three quarters of what that allows. Sums of P V in f16 were tried: of 8 products a tenth
-// faster and 5.4e-4 wrong (relative L2), of 4 no faster.
+// Staged as f32, the products need no conversions (with f16, 128 of 685 instructions): a part of 16 elements is 1241
+// instructions, 1024 of them multiply. That pays only where two groups fit into a multiprocessor's workgroup memory: alone, a
+// group of 4 warps waits (H100, D 128: 1.36 to 1.6 times as long for two groups as for one where both fit, 1.9 where they do not).
+// 230 to 245 registers let no third in. Sums of P V in f16: of 8 products 5.4e-4 wrong (relative L2), of 4 no faster, of
+// 4 and 4 whose sums meet in f32 neither.
 // Relies on build_index: ranges and columns of a row are disjoint, columns lie before the row block.
 //
 // Why no index needs a check: heads and row blocks are below those of the index (the guard on `id`); the ranges of a row
@@ -75,11 +77,12 @@ var<immediate> p: Params;
 
 const THREADS: u32 = 128u;
 const TILE_Q: u32 = 8u * ROWS;
-const HEAD_VECS: u32 = HEAD_DIM / 4u;
-// vec4s of a row of queries, keys and probabilities, one more than are used, so that rows begin in different banks.
+// vec4s of a row of queries, of keys and of 4 rows of probabilities, one more than are used, so that rows begin in
+// different banks.
 const Q_PITCH: u32 = TILE_Q / 4u + 1u;
 const K_PITCH: u32 = 16u * TILES + 1u;
-const P_PITCH: u32 = 17u;
+// Between blocks of 4 keys.
+const P_PITCH: u32 = TILE_Q + 1u;
 // Where the keys of a part begin, behind its queries.
 const K_AT: u32 = 4u * STEP * Q_PITCH;
 // Blocks of 4 elements of 4 queries, or of 4 keys, in a part: at most one an invocation.
@@ -131,6 +134,8 @@ var<private> is_columns${t}: bool;
 // Whether keys are masked by the bits of `kept`, not by their position: columns, and places past the last tile.
 var<private> by_bits${t}: bool;
 var<private> kept${t}: u32;
+// Keys to multiply values of, from the first on.
+var<private> places${t}: u32;
 //@end
 
 // Goes to the next tile: false after the last.
@@ -166,6 +171,7 @@ fn take_tiles(tx: u32, key_limit: u32, keep_base: u32, column_base: u32) -> bool
         is_columns${t} = is_columns${t-1};
         by_bits${t} = true;
         kept${t} = 0u;
+        places${t} = 0u;
     }
 //@end
     return true;
@@ -177,7 +183,9 @@ fn take${t}(tx: u32, keep_base: u32, column_base: u32) {
     by_bits${t} = is_columns${t};
     first${t} = walk_key;
     end${t} = walk_end;
+    places${t} = min(64u, walk_end - walk_key);
     if is_columns${t} {
+        places${t} = 64u;
         let tile = next_column - 1u;
         first${t} = column_base + 64u * tile;
         kept${t} = keep[keep_base + 2u * tile + tx / 8u] >> (4u * (tx % 8u));
@@ -295,28 +303,39 @@ fn multiply_qk(tx: u32, ty: u32) {
 
 // Adds what VALUES values from place `place` on give to the output.
 fn multiply_pv(tx: u32, ty: u32, place: u32) {
-    for (var c = 0u; c < VALUES / 4u; c += UNROLL) {
-//@for u 0 UNROLL
-        {
-//@for i 0 ROWS
-            let p${i} = vec4<f32>(s_tile[(ty * ROWS + ${i}u) * P_PITCH + place / 4u + c + ${u}u]);
-//@end
+    for (var c = 0u; c < VALUES / 4u; c += V_UNROLL) {
+        let at = (place / 4u + c) * P_PITCH + ty * ${ROWS/4}u;
+//@for u 0 V_UNROLL
 //@for j 0 4
-            {
+        {
+//@for i 0 ROWS/4
+            let p${i} = vec4<f32>(s_tile[at + ${u}u * P_PITCH + ${j}u * TILE_Q / 4u + ${i}u]);
+//@end
 //@for n 0 OUT_VECS
-                let v${n} = vec4<f32>(s_v[(c * 4u + ${j+4*u}u) * V_PITCH + ${16*n}u + tx]);
+            let v${n} = vec4<f32>(s_v[(c * 4u + ${j+4*u}u) * V_PITCH + ${16*n}u + tx]);
 //@end
 //@for i 0 ROWS
 //@for n 0 OUT_VECS
-                o${i}_${n} = fma(vec4<f32>(p${i}[${j}]), v${n}, o${i}_${n});
+            o${i}_${n} = fma(vec4<f32>(p${i/4}[${i%4}]), v${n}, o${i}_${n});
 //@end
-//@end
-            }
 //@end
         }
 //@end
+//@end
     }
 }
+
+// Writes down the probabilities of a tile, turned like the queries: a key is a row.
+//@for t 0 TILES
+fn put_p${t}(tx: u32, ty: u32) {
+    let at = tx * P_PITCH + ty * ${ROWS/4}u;
+//@for j 0 4
+//@for i 0 ROWS/4
+    s_tile[at + ${j}u * TILE_Q / 4u + ${i}u] = Staged(vec4<f32>(s${4*i}_${t}[${j}], s${4*i+1}_${t}[${j}], s${4*i+2}_${t}[${j}], s${4*i+3}_${t}[${j}]));
+//@end
+//@end
+}
+//@end
 
 // Masks the scores of keys that are not there and of those that a query does not see, only where a tile needs it.
 fn mask(tx: u32, position: u32, first_position: u32, last_position: u32, n_init: u32, n_local: u32) {
@@ -393,7 +412,7 @@ fn main(at: Invocation) {
 //@end
 //@end
         tile_keys_at = keys_at;
-        for (var first = 0u; first < HEAD_VECS; first += STEP) {
+        for (var first = 0u; first < p.head_dim / 4u; first += STEP) {
             put_qk(lane, first);
             workgroupBarrier();
             fetch_qk(lane, first + STEP);
@@ -407,6 +426,9 @@ fn main(at: Invocation) {
 //@end
 //@end
         mask(tx, first_position + ty * ROWS, first_position, last_position, n_init, n_local);
+//@for t 0 TILES
+        let n${t} = places${t};
+//@end
         more = take_tiles(tx, key_limit, keep_base, column_base);
         if more {
             write_keys(lane);
@@ -459,26 +481,28 @@ fn main(at: Invocation) {
 
         // accumulate
 //@for t 0 TILES
-//@for i 0 ROWS
-        s_tile[(ty * ROWS + ${i}u) * P_PITCH + tx] = Staged(s${i}_${t});
-//@end
-//@for u 0 (t+1)/TILES
-        put_v(lane);
-        workgroupBarrier();
-        place_keys(lane, k_base);
-        fetch_qk(lane, 0u);
-        fetch_v(lane, v_base, ${64*t}u + VALUES % 64u);
-        multiply_pv(tx, ty, 0u);
-        workgroupBarrier();
-//@end
-        for (var place = ${(t+1)/TILES}u * VALUES; place < 64u; place += VALUES) {
+        if n${t} > 0u {
+            put_p${t}(tx, ty);
+        }
+        for (var place = 0u; place < n${t}; place += VALUES) {
             put_v(lane);
             workgroupBarrier();
-            fetch_v(lane, v_base, min(${64*t}u + place + VALUES, ${64*TILES}u - VALUES));
+//@for u 0 (t+1)/TILES
+            if place == 0u {
+                place_keys(lane, k_base);
+                fetch_qk(lane, 0u);
+            }
+//@end
+            let next = place + VALUES;
+            fetch_v(lane, v_base, select(${64*(t+1)%(64*TILES)}u, ${64*t}u + next, next < n${t}));
             multiply_pv(tx, ty, place);
             workgroupBarrier();
         }
 //@end
+        if n${TILES-1} == 0u {
+            place_keys(lane, k_base);
+            fetch_qk(lane, 0u);
+        }
     }
 
     // output

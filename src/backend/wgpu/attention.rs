@@ -38,6 +38,8 @@ struct Tile {
     value_vecs: u32,
     /// Whether all of them are kept as f16.
     half: bool,
+    /// Times 4 elements, or 4 keys, whose products are one piece of straight code.
+    unroll: u32,
 }
 
 impl Tile {
@@ -48,7 +50,7 @@ impl Tile {
     /// vec4s of a part of queries and keys, or of the probabilities, which take turns.
     fn vecs(&self, head_dim: u32) -> u32 {
         let part = 4 * STEP * (2 * self.rows + 1) + 4 * STEP * (16 * self.tiles(head_dim) + 1);
-        part.max(8 * self.rows * 17)
+        part.max(16 * (8 * self.rows + 1))
     }
 
     /// vec4s between two values: as many as the 16 invocations of a row have places for, or more.
@@ -83,7 +85,8 @@ impl Tile {
         let traits = *traits;
         let fits = move |tile: &Self| {
             let bytes = HEAD_DIMS.into_iter().map(|head_dim| tile.bytes(shuffles(&traits), head_dim));
-            (traits.f16() || !tile.half) && bytes.max() <= Some(traits.workgroup_bytes)
+            let suits = (traits.f16() || !tile.half) && (shuffles(&traits) || *tile != TWO_GROUPS);
+            suits && bytes.max() <= Some(traits.workgroup_bytes)
         };
         TILES.into_iter().filter(fits)
     }
@@ -92,19 +95,25 @@ impl Tile {
 /// vec4s of each query and key that are multiplied at a time.
 const STEP: u32 = 4;
 
-/// Tiles to choose from.
-const TILES: [Tile; 5] = [
-    // Dense, 16,384 tokens, D 128 on an H100, in TFLOP/s: with f16 33.3 (the kernel before 23.5), 28.5 with 4 rows, 29.7 with
-    // one tile at a time; without 27.8 (19.7), 26.7, 25.2. At 32,768 tokens 34.0.
-    Tile { rows: 8, tiles: 2, value_vecs: 1024, half: true },
-    Tile { rows: 8, tiles: 2, value_vecs: 512, half: false },
-    Tile { rows: 4, tiles: 1, value_vecs: 1024, half: true },
-    Tile { rows: 4, tiles: 1, value_vecs: 512, half: false },
+/// Tiles to choose from. Dense, D 128 on an H100, in TFLOP/s. 16,384 tokens, f16 and subgroups: `TWO_GROUPS` 40.2, the second
+/// 35.0; `TWO_GROUPS` with `unroll` of 2 35.6, of 1 32.2, with one tile 35.3, with 16 values at a time (26 KiB) 30.3. Plain f32:
+/// the third 28.9, `TWO_GROUPS` 26.7. 32,768 tokens: 40.6, 35.4 and, plain, 29.5.
+const TILES: [Tile; 6] = [
+    TWO_GROUPS,
+    Tile { rows: 8, tiles: 2, value_vecs: 1024, half: true, unroll: 2 },
+    Tile { rows: 8, tiles: 2, value_vecs: 512, half: false, unroll: 4 },
+    Tile { rows: 4, tiles: 1, value_vecs: 1024, half: true, unroll: 2 },
+    Tile { rows: 4, tiles: 1, value_vecs: 512, half: false, unroll: 4 },
     SMALLEST,
 ];
 
+/// No conversions, and small enough that an H100 runs two groups on a multiprocessor: its driver gives one of 26 KiB or more a
+/// multiprocessor to itself (measured: 24.3 KiB still share). Where reductions take workgroup memory too, it is too large for
+/// that, and more values at a time are better.
+const TWO_GROUPS: Tile = Tile { rows: 8, tiles: 2, value_vecs: 256, half: false, unroll: 4 };
+
 /// In the 16 KiB that every device has.
-const SMALLEST: Tile = Tile { rows: 4, tiles: 1, value_vecs: 256, half: false };
+const SMALLEST: Tile = Tile { rows: 4, tiles: 1, value_vecs: 256, half: false, unroll: 1 };
 
 /// How attention over an index runs: all forms give the same results, some faster on one device, some on another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,7 +262,8 @@ fn specialisation(traits: &Traits, tile: Tile, head_dim: u32, out: DType) -> Spe
         .constant("VALUES", values)
         .constant("TILE_VECS", tile.vecs(head_dim))
         .constant("V_PITCH", pitch)
-        .constant("UNROLL", if tile.half { 2 } else { 1 })
+        .constant("UNROLL", tile.unroll)
+        .constant("V_UNROLL", tile.unroll.min(values / 4))
         .constant("V_STAGE", values * pitch / THREADS)
         .constant("OUT_VECS", head_dim.div_ceil(64))
         .alias("Staged", if tile.half { "vec4<f16>" } else { "vec4<f32>" })
