@@ -66,6 +66,11 @@
 
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
+// Bad input ends in an `Error`: outside tests nothing may give up.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable, clippy::todo)
+)]
 
 pub mod attend;
 pub mod attention;

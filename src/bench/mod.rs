@@ -156,14 +156,12 @@ fn wake<B: Backend>(b: &B) -> Result<()> {
     let inputs = Inputs::random(8, 2, 128, 8192, 0);
     let [q, k, v] = inputs.upload(b)?;
     let mut out = Tensor::alloc(b, b.activation(), [8192, 8 * 128])?;
-    let start = Instant::now();
-    while start.elapsed() < WARM_UP {
+    warm_up(false, || {
         for _ in 0..16 {
             attend(b, &[HeadPattern::Dense; 8], &inputs.shape, q.view(), k.view(), v.view(), out.view_mut(), None)?;
         }
-        b.synchronize()?;
-    }
-    Ok(())
+        b.synchronize()
+    })
 }
 
 /// Runs once, and on a GPU again until [`WARM_UP`] has passed; what the last run gave.
@@ -188,6 +186,22 @@ fn go_on(interrupt: &Arc<AtomicBool>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warming_up_is_one_run_on_a_cpu_and_a_second_on_a_gpu() {
+        let runs = |is_cpu| {
+            let mut n = 0;
+            warm_up(is_cpu, || {
+                n += 1;
+                std::thread::sleep(Duration::from_millis(100));
+                Ok(n)
+            })
+            .unwrap()
+        };
+        assert_eq!(runs(true), 1);
+        assert!((2..=10).contains(&runs(false)));
+        assert!(warm_up(false, || Err::<(), _>(Error::Interrupted)).is_err());
+    }
 
     #[test]
     fn the_spread_of_runs() {
