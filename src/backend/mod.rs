@@ -10,12 +10,15 @@ pub mod cpu;
 pub mod cuda;
 pub mod params;
 pub mod traced;
+mod warm_up;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
 use crate::{DType, Result};
 use params::*;
 use std::ops::Range;
+
+pub(crate) use warm_up::warm_up;
 
 /// What a device is and can do.
 #[derive(Clone, Debug, Default)]

@@ -1,9 +1,9 @@
 //! Attention of one layer, by length and pattern.
 
-use super::{Inputs, Row, Sets, Spread, bands, go_on, warm_up};
+use super::{Inputs, Row, Sets, Spread, bands, go_on};
 use crate::attend::{Layer, Source};
-use crate::backend::Backend;
 use crate::backend::cpu::available_memory;
+use crate::backend::{Backend, warm_up};
 use crate::pattern::{Extras, HeadPattern};
 use crate::tensor::Tensor;
 use crate::{Error, Result};

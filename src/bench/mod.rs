@@ -12,13 +12,13 @@ pub use inputs::{Inputs, bands, hash, normals};
 pub use prefill::{PrefillBench, prefill};
 
 use crate::attention::attend;
-use crate::backend::Backend;
+use crate::backend::{Backend, warm_up};
 use crate::pattern::HeadPattern;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Milliseconds of repeated runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -143,12 +143,7 @@ pub fn time_ms<B: Backend>(b: &B, call: impl FnOnce() -> Result<()>) -> Result<f
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
-/// How long a GPU runs before it is timed: one that was idle has clocked down. An H100 through Vulkan, after two seconds of
-/// waiting for its weights, ran at 345 MHz, and 1024 tokens took 30 ms instead of 7.4; under such light work it took up
-/// to two seconds to come back to 1980 MHz.
-const WARM_UP: Duration = Duration::from_secs(1);
-
-/// Heavy work for an idle GPU, so that light work is not timed at its idle clock: dense attention for [`WARM_UP`].
+/// Heavy work for an idle GPU, so that light work is not timed at its idle clock: dense attention.
 fn wake<B: Backend>(b: &B) -> Result<()> {
     if b.info().is_cpu {
         return Ok(());
@@ -164,17 +159,6 @@ fn wake<B: Backend>(b: &B) -> Result<()> {
     })
 }
 
-/// Runs once, and on a GPU again until [`WARM_UP`] has passed; what the last run gave.
-pub(crate) fn warm_up<T>(is_cpu: bool, mut run: impl FnMut() -> Result<T>) -> Result<T> {
-    let start = Instant::now();
-    loop {
-        let last = run()?;
-        if is_cpu || start.elapsed() >= WARM_UP {
-            return Ok(last);
-        }
-    }
-}
-
 /// [`Error::Interrupted`] once the flag is set.
 fn go_on(interrupt: &Arc<AtomicBool>) -> Result<()> {
     match interrupt.load(Ordering::Relaxed) {
@@ -186,22 +170,6 @@ fn go_on(interrupt: &Arc<AtomicBool>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn warming_up_is_one_run_on_a_cpu_and_a_second_on_a_gpu() {
-        let runs = |is_cpu| {
-            let mut n = 0;
-            warm_up(is_cpu, || {
-                n += 1;
-                std::thread::sleep(Duration::from_millis(100));
-                Ok(n)
-            })
-            .unwrap()
-        };
-        assert_eq!(runs(true), 1);
-        assert!((2..=10).contains(&runs(false)));
-        assert!(warm_up(false, || Err::<(), _>(Error::Interrupted)).is_err());
-    }
 
     #[test]
     fn the_spread_of_runs() {

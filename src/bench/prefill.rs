@@ -1,7 +1,7 @@
 //! Whole pre-fills, by length and attention.
 
-use super::{Inputs, Row, Sets, Spread, bands, go_on, wake, warm_up};
-use crate::backend::Backend;
+use super::{Inputs, Row, Sets, Spread, bands, go_on, wake};
+use crate::backend::{Backend, warm_up};
 use crate::engine::{Engine, EngineOptions};
 use crate::estimate::choose;
 use crate::model::{AttentionCall, DecoderConfig, Model, Watch};

@@ -4,8 +4,7 @@
 //! says little about real ones.
 
 use super::runner::{Cell, Row, Suite};
-use crate::backend::Backend;
-use crate::bench::warm_up;
+use crate::backend::{Backend, warm_up};
 use crate::engine::{Engine, Progress};
 use crate::fnv::fnv;
 use crate::pattern::AttentionMode;

@@ -302,7 +302,7 @@ impl Wgpu {
             }
             right.push(&candidate.name);
         }
-        // In turns: a device that was idle clocks up while the first ones run (`bench::warm_up`), which would favour the last.
+        // In turns: a device that was idle clocks up while the first ones run (`backend::warm_up`), which would favour the last.
         let mut ms = BTreeMap::new();
         for name in right.iter().chain(&right) {
             let time = self.milliseconds(&*trial, name, deadline)?;
