@@ -14,10 +14,13 @@
 // says, not where a constant does: unrolled by the driver, the kernel outgrows the instruction cache.
 //
 // Staged as f32, the products need no conversions (with f16, 128 of 685 instructions): a part of 16 elements is 1241
-// instructions, 1024 of them multiply. That pays only where two groups fit into a multiprocessor's workgroup memory: alone, a
-// group of 4 warps waits (H100, D 128: 1.36 to 1.6 times as long for two groups as for one where both fit, 1.9 where they do not).
-// 230 to 245 registers let no third in. Sums of P V in f16: of 8 products 5.4e-4 wrong (relative L2), of 4 no faster, of
-// 4 and 4 whose sums meet in f32 neither.
+// instructions, 1024 of them multiply, one of 8 values 640 and 512. That pays only where two groups fit into a
+// multiprocessor's workgroup memory: alone, a group of 4 warps waits (H100, D 128: 1.3 times as long for two groups as for
+// one where both fit, 1.9 where they do not). 238 registers let no third in. What did not help: groups of 256 with 4
+// queries an invocation (32 TFLOP/s at 174 registers, 36 where 512 invocations in step leave 123: a third more reads
+// of workgroup memory a product), 16 values at a time with the probabilities in parts (34 to 37), one copy of the second
+// product for both tiles, the next element's vectors held in registers. Sums of P V in f16: of 8 products 5.4e-4 wrong
+// (relative L2), of 4 no faster, of 4 and 4 whose sums meet in f32 neither.
 // Relies on build_index: ranges and columns of a row are disjoint, columns lie before the row block.
 //
 // Why no index needs a check: heads and row blocks are below those of the index (the guard on `id`); the ranges of a row
@@ -77,12 +80,11 @@ var<immediate> p: Params;
 
 const THREADS: u32 = 128u;
 const TILE_Q: u32 = 8u * ROWS;
-// vec4s of a row of queries, of keys and of 4 rows of probabilities, one more than are used, so that rows begin in
-// different banks.
-const Q_PITCH: u32 = TILE_Q / 4u + 1u;
-const K_PITCH: u32 = 16u * TILES + 1u;
-// Between blocks of 4 keys.
-const P_PITCH: u32 = TILE_Q + 1u;
+// vec4s between rows of queries, rows of keys, and blocks of 4 keys' probabilities: two more than are used, so that what 8
+// invocations put down at a time lies in different banks.
+const Q_PITCH: u32 = TILE_Q / 4u + 2u;
+const K_PITCH: u32 = 16u * TILES + 2u;
+const P_PITCH: u32 = TILE_Q + 2u;
 // Where the keys of a part begin, behind its queries.
 const K_AT: u32 = 4u * STEP * Q_PITCH;
 // Blocks of 4 elements of 4 queries, or of 4 keys, in a part: at most one an invocation.
@@ -99,9 +101,9 @@ const SKIP_NOTHING: f32 = -3.4028234e38;
 // The keys of the tiles at hand and of the next ones.
 var<workgroup> s_keys: array<u32, 128u * TILES>;
 // A part of the queries and behind it one of the keys; then the probabilities of a tile.
-var<workgroup> s_tile: array<Staged, TILE_VECS>;
+var<workgroup> s_tile: array<vec4<f32>, TILE_VECS>;
 // A part of the values.
-var<workgroup> s_v: array<Staged, VALUES * V_PITCH>;
+var<workgroup> s_v: array<vec4<f32>, VALUES * V_PITCH>;
 // Skip-softmax: whether any row of the tile at hand is loud enough to be computed.
 var<workgroup> s_loud: atomic<u32>;
 
@@ -221,7 +223,10 @@ var<private> k_row${i}: u32;
 //@end
 //@for i 0 V_STAGE
 var<private> v_part${i}: vec4<Elem>;
+var<private> v_row${i}: u32;
 //@end
+// The place whose values' rows are known.
+var<private> v_place: u32;
 
 fn place_keys(lane: u32, k_base: u32) {
     let slot = keys_at + lane % K_BLOCKS / STEP * 4u;
@@ -248,35 +253,51 @@ fn fetch_qk(lane: u32, first: u32) {
 }
 
 // Puts them down turned, with zeros past the head dim in the queries: keys are real numbers there too. Whole vectors,
-// because writing a component may write the others.
+// because writing a component may write the others. Row c STEP + i is element 4 i + c: the order is free, and in this one
+// no two of 8 invocations meet in a bank.
 fn put_qk(lane: u32, first: u32) {
-    let d = 4u * (lane % STEP);
+    let d = lane % STEP;
     let there = first + lane % STEP < p.head_dim / 4u;
     if lane < Q_BLOCKS {
         let at = d * Q_PITCH + lane / STEP;
 //@for c 0 4
-        s_tile[at + ${c}u * Q_PITCH] = select(Staged(), Staged(vec4<Elem>(q_part0[${c}], q_part1[${c}], q_part2[${c}], q_part3[${c}])), there);
+        s_tile[at + ${c}u * STEP * Q_PITCH] = vec4<f32>(select(vec4<Elem>(), vec4<Elem>(q_part0[${c}], q_part1[${c}], q_part2[${c}], q_part3[${c}]), there));
 //@end
     }
     if lane < K_BLOCKS {
         let at = K_AT + d * K_PITCH + lane / STEP;
 //@for c 0 4
-        s_tile[at + ${c}u * K_PITCH] = Staged(vec4<Elem>(k_part0[${c}], k_part1[${c}], k_part2[${c}], k_part3[${c}]));
+        s_tile[at + ${c}u * STEP * K_PITCH] = vec4<f32>(vec4<Elem>(k_part0[${c}], k_part1[${c}], k_part2[${c}], k_part3[${c}]));
 //@end
     }
 }
 
-// Reads VALUES values, from place `place` on.
-fn fetch_v(lane: u32, v_base: u32, place: u32) {
+// Finds the rows of VALUES values, from place `v_place` on. A part ahead of their reading: the address that waits for a key
+// would hold the load back to the end of a product.
+fn place_v(lane: u32, v_base: u32) {
     let d = min(lane % V_PITCH, p.head_dim / 4u - 1u);
 //@for i 0 V_STAGE
-    v_part${i} = v[v_base + s_keys[tile_keys_at + place + lane / V_PITCH + ${i*128}u / V_PITCH] * (p.v_row_stride / 4u) + d];
+    v_row${i} = v_base + s_keys[tile_keys_at + v_place + lane / V_PITCH + ${i*128}u / V_PITCH] * (p.v_row_stride / 4u) + d;
+//@end
+}
+
+// Goes to the next part: behind the `first_end` places of the first tile to the last one. Stays in the last part.
+fn advance_v(first_end: u32) {
+    v_place = min(v_place + VALUES, 64u * TILES - VALUES);
+    if v_place == first_end {
+        v_place = 64u * (TILES - 1u);
+    }
+}
+
+fn fetch_v() {
+//@for i 0 V_STAGE
+    v_part${i} = v[v_row${i}];
 //@end
 }
 
 fn put_v(lane: u32) {
 //@for i 0 V_STAGE
-    s_v[lane + ${i}u * THREADS] = Staged(v_part${i});
+    s_v[lane + ${i}u * THREADS] = vec4<f32>(v_part${i});
 //@end
 }
 
@@ -286,10 +307,10 @@ fn multiply_qk(tx: u32, ty: u32) {
 //@for u 0 4*UNROLL
         {
 //@for t 0 TILES
-            let k${t} = vec4<f32>(s_tile[K_AT + (d + ${u}u) * K_PITCH + ${16*t}u + tx]);
+            let k${t} = s_tile[K_AT + (d + ${u}u) * K_PITCH + ${16*t}u + tx];
 //@end
 //@for i 0 ROWS/4
-            let q${i} = vec4<f32>(s_tile[(d + ${u}u) * Q_PITCH + ty * ${ROWS/4}u + ${i}u]);
+            let q${i} = s_tile[(d + ${u}u) * Q_PITCH + ty * ${ROWS/4}u + ${i}u];
 //@end
 //@for i 0 ROWS
 //@for t 0 TILES
@@ -304,15 +325,15 @@ fn multiply_qk(tx: u32, ty: u32) {
 // Adds what VALUES values from place `place` on give to the output.
 fn multiply_pv(tx: u32, ty: u32, place: u32) {
     for (var c = 0u; c < VALUES / 4u; c += V_UNROLL) {
-        let at = (place / 4u + c) * P_PITCH + ty * ${ROWS/4}u;
+        let at = (place / 4u + c) * P_PITCH + ty;
 //@for u 0 V_UNROLL
 //@for j 0 4
         {
 //@for i 0 ROWS/4
-            let p${i} = vec4<f32>(s_tile[at + ${u}u * P_PITCH + ${j}u * TILE_Q / 4u + ${i}u]);
+            let p${i} = s_tile[at + ${u}u * P_PITCH + ${j}u * (TILE_Q / 4u) + ${8*i}u];
 //@end
 //@for n 0 OUT_VECS
-            let v${n} = vec4<f32>(s_v[(c * 4u + ${j+4*u}u) * V_PITCH + ${16*n}u + tx]);
+            let v${n} = s_v[(c * 4u + ${j+4*u}u) * V_PITCH + ${16*n}u + tx];
 //@end
 //@for i 0 ROWS
 //@for n 0 OUT_VECS
@@ -325,13 +346,14 @@ fn multiply_pv(tx: u32, ty: u32, place: u32) {
     }
 }
 
-// Writes down the probabilities of a tile, turned like the queries: a key is a row.
+// Writes down the probabilities of a tile, turned like the queries: a key is a row, of the first 4 queries of all `ty`, then
+// the next 4.
 //@for t 0 TILES
 fn put_p${t}(tx: u32, ty: u32) {
-    let at = tx * P_PITCH + ty * ${ROWS/4}u;
+    let at = tx * P_PITCH + ty;
 //@for j 0 4
 //@for i 0 ROWS/4
-    s_tile[at + ${j}u * TILE_Q / 4u + ${i}u] = Staged(vec4<f32>(s${4*i}_${t}[${j}], s${4*i+1}_${t}[${j}], s${4*i+2}_${t}[${j}], s${4*i+3}_${t}[${j}]));
+    s_tile[at + ${j}u * (TILE_Q / 4u) + ${8*i}u] = vec4<f32>(s${4*i}_${t}[${j}], s${4*i+1}_${t}[${j}], s${4*i+2}_${t}[${j}], s${4*i+3}_${t}[${j}]);
 //@end
 //@end
 }
@@ -419,16 +441,16 @@ fn main(at: Invocation) {
             multiply_qk(tx, ty);
             workgroupBarrier();
         }
-        fetch_v(lane, v_base, 0u);
-//@for i 0 ROWS
-//@for t 0 TILES
-        s${i}_${t} *= scale;
-//@end
-//@end
-        mask(tx, first_position + ty * ROWS, first_position, last_position, n_init, n_local);
 //@for t 0 TILES
         let n${t} = places${t};
 //@end
+        let first_end = (n0 + VALUES - 1u) / VALUES * VALUES;
+        v_place = 0u;
+        place_v(lane, v_base);
+        fetch_v();
+        advance_v(first_end);
+        place_v(lane, v_base);
+        mask(tx, first_position + ty * ROWS, first_position, last_position, n_init, n_local);
         more = take_tiles(tx, key_limit, keep_base, column_base);
         if more {
             write_keys(lane);
@@ -443,6 +465,9 @@ fn main(at: Invocation) {
 //@end
 //@end
         top = row_max(at, top);
+//@for i 0 ROWS
+        top[${i}] *= scale;
+//@end
         if p.skip_below > SKIP_NOTHING {
             var loud = false;
 //@for i 0 ROWS
@@ -469,7 +494,7 @@ fn main(at: Invocation) {
             m${i} = m;
             var sum = 0.0;
 //@for t 0 TILES
-            s${i}_${t} = exp2(s${i}_${t} - m);
+            s${i}_${t} = exp2(fma(s${i}_${t}, vec4<f32>(scale), vec4<f32>(-m)));
             sum += (s${i}_${t}.x + s${i}_${t}.y) + (s${i}_${t}.z + s${i}_${t}.w);
 //@end
             l${i} = fma(l${i}, shrink, sum);
@@ -487,14 +512,15 @@ fn main(at: Invocation) {
         for (var place = 0u; place < n${t}; place += VALUES) {
             put_v(lane);
             workgroupBarrier();
+            fetch_v();
+            advance_v(first_end);
+            place_v(lane, v_base);
 //@for u 0 (t+1)/TILES
             if place == 0u {
                 place_keys(lane, k_base);
                 fetch_qk(lane, 0u);
             }
 //@end
-            let next = place + VALUES;
-            fetch_v(lane, v_base, select(${64*(t+1)%(64*TILES)}u, ${64*t}u + next, next < n${t}));
             multiply_pv(tx, ty, place);
             workgroupBarrier();
         }

@@ -61,7 +61,9 @@ impl AttentionShape {
         let seen = self.q_start.saturating_add(q_len);
         let expected = || format!("at least q_start + q_len = {seen} and at most {MAX_KEYS}");
         check(op, "kv_len", seen <= kv_len && kv_len <= MAX_KEYS, expected(), kv_len)?;
-        check(op, "scale", self.scale.is_finite(), "a finite softmax scale", self.scale)?;
+        // Kernels take maxima before they scale, and mask with finite numbers far below every score.
+        let keeps_order = self.scale.is_finite() && self.scale > 0.0;
+        check(op, "scale", keeps_order, "a finite softmax scale above zero", self.scale)?;
         check_extent(op, "q", [h, q_len, d], self.q_stride, q.shape())?;
         check_extent(op, "k", [kv, kv_len, d], self.k_stride, k.shape())?;
         check_extent(op, "v", [kv, kv_len, d], self.v_stride, v.shape())?;

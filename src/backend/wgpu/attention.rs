@@ -36,8 +36,6 @@ struct Tile {
     tiles: u32,
     /// vec4s of values at a time.
     value_vecs: u32,
-    /// Whether all of them are kept as f16.
-    half: bool,
     /// Times 4 elements, or 4 keys, whose products are one piece of straight code.
     unroll: u32,
 }
@@ -49,8 +47,8 @@ impl Tile {
 
     /// vec4s of a part of queries and keys, or of the probabilities, which take turns.
     fn vecs(&self, head_dim: u32) -> u32 {
-        let part = 4 * STEP * (2 * self.rows + 1) + 4 * STEP * (16 * self.tiles(head_dim) + 1);
-        part.max(16 * (8 * self.rows + 1))
+        let part = 4 * STEP * (2 * self.rows + 2) + 4 * STEP * (16 * self.tiles(head_dim) + 2);
+        part.max(16 * (8 * self.rows + 2))
     }
 
     /// vec4s between two values: as many as the 16 invocations of a row have places for, or more.
@@ -63,15 +61,14 @@ impl Tile {
         (self.value_vecs / Self::value_pitch(head_dim)).min(64)
     }
 
-    /// Bytes of workgroup memory, as the arrays of `attention.wgsl` and `rows16_workgroup.wgsl` add up.
-    fn bytes(&self, shuffles: bool, head_dim: u32) -> u32 {
+    /// Bytes of workgroup memory, as the arrays of `attention.wgsl` add up.
+    fn bytes(&self, head_dim: u32) -> u32 {
         let vecs = self.vecs(head_dim) + self.values(head_dim) * Self::value_pitch(head_dim);
-        let keys = 2 * 64 * self.tiles(head_dim) * 4;
-        let reductions = if shuffles { 0 } else { 128 * self.rows * 4 };
-        vecs * if self.half { 8 } else { 16 } + keys + reductions + 4
+        let keys = 2 * 64 * self.tiles(head_dim);
+        16 * vecs + 4 * keys + 4
     }
 
-    /// The first that fits: below 32 KiB, with f16 or without.
+    /// The first that fits.
     fn choose(traits: &Traits) -> Self {
         Self::all(traits).next().unwrap_or(SMALLEST)
     }
@@ -82,38 +79,25 @@ impl Tile {
     }
 
     fn all(traits: &Traits) -> impl Iterator<Item = Self> + use<> {
-        let traits = *traits;
-        let fits = move |tile: &Self| {
-            let bytes = HEAD_DIMS.into_iter().map(|head_dim| tile.bytes(shuffles(&traits), head_dim));
-            let suits = (traits.f16() || !tile.half) && (shuffles(&traits) || *tile != TWO_GROUPS);
-            suits && bytes.max() <= Some(traits.workgroup_bytes)
-        };
-        TILES.into_iter().filter(fits)
+        let limit = traits.workgroup_bytes;
+        let bytes = |tile: &Self| HEAD_DIMS.map(|head_dim| tile.bytes(head_dim)).into_iter().max();
+        TILES.into_iter().filter(move |tile| bytes(tile) <= Some(limit))
     }
 }
 
 /// vec4s of each query and key that are multiplied at a time.
 const STEP: u32 = 4;
 
-/// Tiles to choose from. Dense, D 128 on an H100, in TFLOP/s. 16,384 tokens, f16 and subgroups: `TWO_GROUPS` 40.2, the second
-/// 35.0; `TWO_GROUPS` with `unroll` of 2 35.6, of 1 32.2, with one tile 35.3, with 16 values at a time (26 KiB) 30.3. Plain f32:
-/// the third 28.9, `TWO_GROUPS` 26.7. 32,768 tokens: 40.6, 35.4 and, plain, 29.5.
-const TILES: [Tile; 6] = [
-    TWO_GROUPS,
-    Tile { rows: 8, tiles: 2, value_vecs: 1024, half: true, unroll: 2 },
-    Tile { rows: 8, tiles: 2, value_vecs: 512, half: false, unroll: 4 },
-    Tile { rows: 4, tiles: 1, value_vecs: 1024, half: true, unroll: 2 },
-    Tile { rows: 4, tiles: 1, value_vecs: 512, half: false, unroll: 4 },
-    SMALLEST,
-];
+/// Tiles to choose from.
+const TILES: [Tile; 3] = [TWO_GROUPS, Tile { rows: 4, tiles: 1, value_vecs: 512, unroll: 4 }, SMALLEST];
 
-/// No conversions, and small enough that an H100 runs two groups on a multiprocessor: its driver gives one of 26 KiB or more a
-/// multiprocessor to itself (measured: 24.3 KiB still share). Where reductions take workgroup memory too, it is too large for
-/// that, and more values at a time are better.
-const TWO_GROUPS: Tile = Tile { rows: 8, tiles: 2, value_vecs: 256, half: false, unroll: 4 };
+/// Small enough (22 KiB) that an H100 runs two groups on a multiprocessor: its driver gives one of 26 KiB or more a
+/// multiprocessor to itself (measured: 24.3 KiB still share). Dense there, D 128, 16,384 tokens, TFLOP/s: this 40.7 with
+/// subgroups and f16, 39.3 plain; `unroll` of 2 37.4; 16 values at a time, probabilities in two parts 34 to 37.
+const TWO_GROUPS: Tile = Tile { rows: 8, tiles: 2, value_vecs: 256, unroll: 4 };
 
 /// In the 16 KiB that every device has.
-const SMALLEST: Tile = Tile { rows: 4, tiles: 1, value_vecs: 256, half: false, unroll: 1 };
+const SMALLEST: Tile = Tile { rows: 4, tiles: 1, value_vecs: 256, unroll: 1 };
 
 /// How attention over an index runs: all forms give the same results, some faster on one device, some on another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,7 +250,6 @@ fn specialisation(traits: &Traits, tile: Tile, head_dim: u32, out: DType) -> Spe
         .constant("V_UNROLL", tile.unroll.min(values / 4))
         .constant("V_STAGE", values * pitch / THREADS)
         .constant("OUT_VECS", head_dim.div_ceil(64))
-        .alias("Staged", if tile.half { "vec4<f16>" } else { "vec4<f32>" })
         .write(out, 4)
         .lanes(4)
         .with(invocation(traits))
