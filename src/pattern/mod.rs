@@ -123,11 +123,12 @@ impl HeadPattern {
     pub const RECALL_ALPHA: f32 = 0.02;
 
     /// What [`Self::Auto`] does on long prompts. Qwen2.5-Coder-1.5B on an H100, beside dense: the next token's KL 0.007 nats at 16K,
-    /// 0.011 at 32,000 tokens (the bar: 0.02), whole pre-fills 1.05 at 8K, 1.24 at 16K, 1.43 at 32,000, 2.46 at 128K. Without
+    /// 0.011 at 32,000 tokens (the bar: 0.02), whole pre-fills 1.04 at 8K, 1.19 at 16K, 1.43 at 32,000, 2.41 at 128K. Without
     /// dense rows for the last queries five hard tasks of RULER at 16K lose 39 points; with them they lose none, nor do they
-    /// by [`Self::Recall`] at 0.9, which is slower from 16K on (`benches/results/README.md`). Of the attention its blocks keep, on
-    /// two novels, 0.94 in the mean and at least 0.84 in 95 of 100 heads at 16K, 0.91 and 0.78 at 32,000 tokens, not
-    /// counting what the last queries' dense rows add. A floor that holds on every prompt is [`Self::Recall`]'s.
+    /// by [`Self::Recall`] at 0.9, which is slower from 16K on (`benches/results/README.md`).
+    ///
+    /// The floor of its recall, on novels: 95 of 100 heads keep at least 0.88 of their attention at 8K, 0.84 at 16K, 0.79 at 32,000 and
+    /// 0.65 at 128K; all heads together 0.96, 0.94, 0.91 and 0.84. A floor that holds on every prompt is [`Self::Recall`]'s.
     pub const AUTO: Self = Self::Threshold { alpha: 0.01, n_last: 256 };
 
     /// [`Self::Auto`] as what it is for so many keys, on a device where sparsity pays from `sparse_from` keys on; any other

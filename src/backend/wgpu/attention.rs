@@ -93,7 +93,7 @@ const TILES: [Tile; 3] = [TWO_GROUPS, Tile { rows: 4, tiles: 1, value_vecs: 512,
 
 /// Small enough (22 KiB) that an H100 runs two groups on a multiprocessor: its driver gives one of 26 KiB or more a
 /// multiprocessor to itself (measured: 24.3 KiB still share). Dense there, D 128, 16,384 tokens, TFLOP/s: this 40.7 with
-/// subgroups and f16, 39.3 plain; `unroll` of 2 37.4; 16 values at a time, probabilities in two parts 34 to 37.
+/// subgroups and f16, 39.3 plain; `unroll` of 2 37.4; 16 values at a time, probabilities in two parts 34 to 38.
 const TWO_GROUPS: Tile = Tile { rows: 8, tiles: 2, value_vecs: 256, unroll: 4 };
 
 /// In the 16 KiB that every device has.
@@ -250,6 +250,7 @@ fn specialisation(traits: &Traits, tile: Tile, head_dim: u32, out: DType) -> Spe
         .constant("V_UNROLL", tile.unroll.min(values / 4))
         .constant("V_STAGE", values * pitch / THREADS)
         .constant("OUT_VECS", head_dim.div_ceil(64))
+        .constant("ABREAST", if traits.subgroup_min >= 32 { 2 } else { 1 })
         .write(out, 4)
         .lanes(4)
         .with(invocation(traits))
@@ -676,13 +677,15 @@ mod tests {
         for (name, traits) in Traits::KNOWN {
             let tiles = [Some(Tile::choose(traits)), Tile::small(traits)];
             for (tile, head_dim) in tiles.into_iter().flatten().flat_map(|tile| HEAD_DIMS.map(|dim| (tile, dim))) {
-                let bytes = tile.bytes(shuffles(traits), head_dim);
+                let bytes = tile.bytes(head_dim);
                 assert!(bytes <= traits.workgroup_bytes.min(32768), "{name}: {tile:?}, {head_dim} takes {bytes}");
                 assert_eq!(BLOCK as u32 % (8 * tile.rows), 0, "{name}: {tile:?}");
                 let (values, pitch) = (tile.values(head_dim), Tile::value_pitch(head_dim));
                 assert_eq!((64 % values, values * pitch % THREADS), (0, 0), "{name}: {tile:?}, {head_dim}");
                 assert!(values >= 4 && 8 * tile.rows / 4 * STEP <= THREADS, "{name}: {tile:?}, {head_dim}");
                 assert_eq!(head_dim % (4 * STEP), 0, "{name}: {head_dim}");
+                // `rows16_workgroup.wgsl` reduces through the values' memory.
+                assert!(4 * values * pitch >= THREADS * tile.rows, "{name}: {tile:?}, {head_dim}");
             }
         }
     }
