@@ -257,7 +257,7 @@ fn fetch_qk(lane: u32, first: u32) {
 // no two of 8 invocations meet in a bank.
 fn put_qk(lane: u32, first: u32) {
     let d = lane % STEP;
-    let there = first + lane % STEP < p.head_dim / 4u;
+    let there = first + d < p.head_dim / 4u;
     if lane < Q_BLOCKS {
         let at = d * Q_PITCH + lane / STEP;
 //@for c 0 4
@@ -272,8 +272,7 @@ fn put_qk(lane: u32, first: u32) {
     }
 }
 
-// Finds the rows of VALUES values, from place `v_place` on. A part ahead of their reading: the address that waits for a key
-// would hold the load back to the end of a product.
+// Finds the rows of VALUES values, from place `v_place` on.
 fn place_v(lane: u32, v_base: u32) {
     let d = min(lane % V_PITCH, p.head_dim / 4u - 1u);
 //@for i 0 V_STAGE
@@ -281,18 +280,18 @@ fn place_v(lane: u32, v_base: u32) {
 //@end
 }
 
-// Goes to the next part: behind the `first_end` places of the first tile to the last one. Stays in the last part.
-fn advance_v(first_end: u32) {
+// Reads the values whose rows are known, then finds those of the next part: behind the `first_end` places of the first tile
+// comes the last one, behind the last part nothing new. Rows are known a part ahead, because an address that waits for a
+// key would hold its load back to the end of a product.
+fn fetch_v(lane: u32, v_base: u32, first_end: u32) {
+//@for i 0 V_STAGE
+    v_part${i} = v[v_row${i}];
+//@end
     v_place = min(v_place + VALUES, 64u * TILES - VALUES);
     if v_place == first_end {
         v_place = 64u * (TILES - 1u);
     }
-}
-
-fn fetch_v() {
-//@for i 0 V_STAGE
-    v_part${i} = v[v_row${i}];
-//@end
+    place_v(lane, v_base);
 }
 
 fn put_v(lane: u32) {
@@ -447,9 +446,7 @@ fn main(at: Invocation) {
         let first_end = (n0 + VALUES - 1u) / VALUES * VALUES;
         v_place = 0u;
         place_v(lane, v_base);
-        fetch_v();
-        advance_v(first_end);
-        place_v(lane, v_base);
+        fetch_v(lane, v_base, first_end);
         mask(tx, first_position + ty * ROWS, first_position, last_position, n_init, n_local);
         more = take_tiles(tx, key_limit, keep_base, column_base);
         if more {
@@ -512,9 +509,7 @@ fn main(at: Invocation) {
         for (var place = 0u; place < n${t}; place += VALUES) {
             put_v(lane);
             workgroupBarrier();
-            fetch_v();
-            advance_v(first_end);
-            place_v(lane, v_base);
+            fetch_v(lane, v_base, first_end);
 //@for u 0 (t+1)/TILES
             if place == 0u {
                 place_keys(lane, k_base);

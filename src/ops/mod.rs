@@ -115,9 +115,10 @@ mod tests {
         }
     }
 
-    /// Sums that would wrap to something small must not pass for it: kernels trust what was checked here.
+    /// Sums that would wrap to something small must not pass for it, nor scales that turn scores around: kernels trust what was
+    /// checked here.
     #[test]
-    fn numbers_that_would_wrap_are_refused() {
+    fn numbers_that_kernels_rely_on_are_checked() {
         let b = Cpu::new();
         let (x, mut out) = (
             Tensor::activation(&b, [8, 16], &[0.5; 128]).unwrap(),
@@ -153,6 +154,9 @@ mod tests {
             ] {
                 assert!(matches!(go(shape), Err(Error::Shape { .. })), "{shape:?}");
             }
+        }
+        for scale in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert!(matches!(go(AttentionShape { scale, ..fits }), Err(Error::Shape { what: "scale", .. })), "{scale}");
         }
         let turns = Tensor::from_slice(&b, DType::U32, [4, 2], &[0u32; 8]).unwrap();
         let turning = Rope { rotary_dim: 8, interleaved: false, attention_factor: 1.0 };
